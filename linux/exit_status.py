@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
+from functools import cache
 
 from linux import syscalls
 
@@ -17,6 +18,7 @@ _GET_INFO: Final = 0xC000FF0B | _INFO.size << 16
 _EXIT: Final = 1 << 3
 
 
+@cache
 def tells_everybody() -> bool:
     """Whether this kernel tells the exit status of a process that was reaped to others than its parent."""
     pid, pidfd = syscalls.clone()

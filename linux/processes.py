@@ -22,6 +22,14 @@ def title(pid: int) -> str:
         return ""
 
 
+def name(pid: int) -> str:
+    """Return what PR_SET_NAME has set; "" if the process is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").removesuffix("\n")
+    except OSError:
+        return ""
+
+
 def titled(wanted: str) -> Iterator[int]:
     """Yield the processes with exactly this title."""
     return (pid for pid in pids() if title(pid) == wanted)

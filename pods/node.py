@@ -254,6 +254,10 @@ class Node:
         """Return how many shims have the code of another version."""
         return self._shims.of_other_versions()
 
+    def shims_asleep(self) -> int:
+        """Return how many shims have left until they are needed."""
+        return self._shims.asleep()
+
     def successions(self) -> int:
         """Return how many shims have died since the start and had a successor."""
         return self._shims.successions

@@ -30,6 +30,7 @@ class NodeSettings:
     cdi_spec_dirs: tuple[Path, ...]  # later ones win
     hooks_dirs: tuple[Path, ...]  # later ones win
     runtime_handlers: Mapping[str, Handler]  # other OCI runtimes
+    shim_sleep: int  # seconds without anything to do, after which a pod's shim ends until it is needed; 0 for never
     container_log_limit: int  # bytes of one log, 0 for any; the one before is kept beside it
     container_log_rate: int  # bytes a second of one container, 0 for any; what is above is dropped
     container_log_rate_most: int  # how far pods may raise that, bytes a second

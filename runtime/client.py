@@ -26,7 +26,9 @@ from runtime.wire.calls import (
     FILTER_BY_DESCRIPTOR,
     KEEP,
     Answer,
+    Asleep,
     Attach,
+    Awake,
     Descriptors,
     Event,
     Exec,
@@ -83,14 +85,19 @@ class Zygote:
     """Starts the zygote process, and a new one whenever the last is found dead."""
 
     def __init__(
-        self, place: Callable[[int], Awaitable[None]] | None = None, on_lost: Callable[[], None] = lambda: None
+        self,
+        place: Callable[[int], Awaitable[None]] | None = None,
+        on_lost: Callable[[], None] = lambda: None,
+        sleep_seconds: int = 0,
     ) -> None:
         """`place` moves a new process, and so all its shims, into a cgroup. Without it the process moves itself.
 
-        `on_lost` is called when the process has ended although nobody closed it.
+        `on_lost` is called when the process has ended although nobody closed it. Shims that have had nothing to do for
+        `sleep_seconds` sleep; 0 for never.
         """
         self._place = place
         self._on_lost = on_lost
+        self._sleep_seconds = sleep_seconds
         self._control: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._ended = -1  # a pidfd of the process, which is watched
@@ -131,7 +138,8 @@ class Zygote:
         room = Path(__file__).resolve().parent.parent
         self.code = _digest_of_code(room)
         with theirs:
-            self._process = _spawn(theirs, str(room), self.code, own_cgroup=self._place is None)
+            arguments = (self._place is None, self.code, self._sleep_seconds)
+            self._process = _spawn(theirs, str(room), arguments)
         ours.settimeout(_ZYGOTE_SECONDS)
         try:
             ready = ours.recv(16)
@@ -276,11 +284,11 @@ def _digest_of_code(room: Path) -> str:
     return digest.hexdigest()
 
 
-def _spawn(control: socket.socket, room: str, code: str, *, own_cgroup: bool) -> subprocess.Popen[bytes]:
+def _spawn(control: socket.socket, room: str, arguments: tuple[bool, str, int]) -> subprocess.Popen[bytes]:
     """Start the zygote: the socket is descriptor 3, stderr is inherited, the environment is empty."""
     fd = control.fileno()
     move = f"import os; {fd} == 3 or (os.dup2({fd}, 3), os.close({fd})); "
-    argv = [sys.executable, "-I", "-S", "-c", f"{move}{_BOOT}{own_cgroup}, {code!r})", room, _TITLE_ROOM]
+    argv = [sys.executable, "-I", "-S", "-c", f"{move}{_BOOT}*{arguments!r})", room, _TITLE_ROOM]
     interpreter = _readonly_interpreter()
     try:
         return subprocess.Popen(
@@ -339,6 +347,7 @@ class ShimClient:
         self._taken = 0  # the last call that the shim is known to have taken
         self._timer: asyncio.TimerHandle | None = None
         self._question = 0  # number of the call that asks a quiet shim, or one set apart, whether it is there
+        self.asleep: Asleep | None = None  # what it said last, if it has left until the next call
         self.silent_since = 0.0  # time.monotonic(); 0 for a shim that answers
         self.pid = 0  # of the shim, once known
         self.abilities: tuple[str, ...] = ()  # as the shim reported them
@@ -372,6 +381,11 @@ class ShimClient:
         client = cls(sock, on_event, on_lost, on_voice)
         client.pid = peer_pid(sock)
         return client
+
+    @property
+    def resting(self) -> ShimState | None:
+        """The state of a shim that sleeps, and that nothing was asked since."""
+        return self.asleep.state if self.asleep is not None and not self._pending else None
 
     async def call(self, call: Call[AnswerOf], fds: Sequence[int] = ()) -> AnswerOf:
         """Make a call and wait for its answer. Raises the error that the shim reports, or ShimGone."""
@@ -496,7 +510,7 @@ class ShimClient:
         if "event" in message:
             close_all(fds)
             if (event := _event_of(message)) is not None:
-                self._on_event(event)
+                self._hear(event)
             return
         number = message.get("id", 0)
         if not isinstance(number, int):
@@ -522,6 +536,14 @@ class ShimClient:
             self.abilities, self.pid, self.code = answer.abilities, answer.pid, answer.code
         self._took(number, answer if isinstance(answer, ShimState) else None)
         future.set_result(answer)
+
+    def _hear(self, event: Event) -> None:
+        if isinstance(event, Asleep):
+            self.asleep = event
+        elif isinstance(event, Awake):
+            self.asleep, self.pid = None, event.pid
+        else:
+            self._on_event(event)
 
     def lose(self) -> None:
         """Take the connection for lost: the shim is dead."""

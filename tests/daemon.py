@@ -34,6 +34,7 @@ REPOSITORY = Path(__file__).parent.parent
 BUSYBOX = "localhost/busybox:latest"
 CNI_BIN_DIRS = (Path("/opt/cni/bin"), Path("/usr/lib/cni"))
 LAYERS_VARIABLE = "CRISP_TEST_LAYERS"  # the kind of layers of daemons that do not say which, instead of the default
+SLEEP_VARIABLE = "CRISP_TEST_SHIM_SLEEP"  # after how many seconds shims sleep, instead of the default
 START_SECONDS = 60.0
 STOP_SECONDS = 60.0
 CALL_SECONDS = 120.0
@@ -316,7 +317,8 @@ class Daemon:
             "--nri-socket": "",  # the default is the machine's
             "--log-level": "debug",
         }
-        (self.directory / "crisp.toml").touch()
+        if not (settings := self.directory / "crisp.toml").exists():
+            settings.write_text(f"shim_sleep = {sleep}\n" if (sleep := os.environ.get(SLEEP_VARIABLE)) else "")
         if (layers := os.environ.get(LAYERS_VARIABLE)) and self.tree == REPOSITORY:
             flags["--image-layers"] = layers
         bin_dirs = [f"--cni-bin-dir={path}" for path in CNI_BIN_DIRS]

@@ -147,8 +147,8 @@ def _loops() -> Iterator[str]:
 def _processes() -> Iterator[str]:
     """Processes by number and start time, which an execve changes neither of.
 
-    Without what each zygote has one of (the shim for the next pod, and the planner), and the process that each daemon
-    has for streams from the first on.
+    Without what each zygote has one of (the shim for the next pod, the planner, the second keeper), and the process
+    that each daemon has for streams from the first on.
     """
     owners = set()
     for directory in _numbered(Path("/proc")):
@@ -166,9 +166,9 @@ def _processes() -> Iterator[str]:
 
 
 def _title_without_pod(directory: Path, parent: str) -> bytes:
-    """The title of a planner, or of a shim without a pod, whose zygote lives; b"" of any other process."""
+    """The title of a planner, a second keeper, a shim without a pod, whose zygote lives; b"" of any other process."""
     title = (directory / "cmdline").read_bytes().rstrip(b"\0")
-    of_zygote = title in (b"crisp-shim", b"crisp-planner")
+    of_zygote = title in (b"crisp-shim", b"crisp-planner", b"crisp-keeper")
     return title if of_zygote and Path("/proc", parent, "comm").read_text() == "crisp-zygote\n" else b""
 
 

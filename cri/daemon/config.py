@@ -233,6 +233,12 @@ class Configuration:
         to=Component.STREAMING, attribute="ca",
     )  # fmt: skip
 
+    shim_sleep: int = setting(
+        _LIMITS, kinds.whole(0, 86_400), 30,
+        "After how long without anything to do a pod's shim gives its memory back, until a call, a line of a log or "
+        "the end of a process needs it; 0 for never. Needs Linux 6.15.",
+        unit="seconds", to=Component.NODE,
+    )  # fmt: skip
     container_disk_limit: int = setting(
         _LIMITS, kinds.whole(0, 1 << 50), 0,
         "How much the files of a container may take that are its own: its writable layer, and the volumes that its "

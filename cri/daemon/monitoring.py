@@ -84,6 +84,8 @@ class Monitor:
         states = Tally(container.state.value for container in node.containers())
         yield _gauge("crisp_containers", "Containers", "state", states)
         yield GaugeMetricFamily("crisp_shims", "Shims that the daemon is connected to", value=node.shim_count())
+        asleep = node.shims_asleep()
+        yield GaugeMetricFamily("crisp_shims_asleep", "Of these, how many have left until needed", value=asleep)
         silent = len(node.silent_shims())
         yield GaugeMetricFamily("crisp_shims_silent", "Shims that live but do not answer", value=silent)
         others = node.shims_of_other_versions()

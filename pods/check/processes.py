@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from linux.processes import pids, title
+from linux.processes import name, pids, title
+from runtime.wire.calls import SECOND_KEEPER_NAME, ZYGOTE_NAME
 
 if TYPE_CHECKING:
     from pods.settings import NodeSettings
 
-_SHIM: Final = "crisp-shim\n"
-_KEEPER: Final = "crisp-zygote\n"
+_SHIM: Final = "crisp-shim"
 _PROGRAM: Final = "/memfd:crisp-infra (deleted)"
 _ORPHANS: Final = {"crisp-infra": "infra process", "crisp-scope": "placeholder of a scope"}
 # A container's process cannot get there: cgroupfs has a cgroup for all shims, systemd a scope.
@@ -44,7 +44,7 @@ def shim_of(pid: int, settings: NodeSettings) -> str:
     """Return the sandbox whose shim the process is; "" if it is none of this state directory's."""
     below = f"{settings.state / 'sandboxes'}/"
     with contextlib.suppress(OSError):
-        if Path(f"/proc/{pid}/comm").read_text() == _SHIM:
+        if name(pid) == _SHIM:
             log = os.readlink(f"/proc/{pid}/fd/1")
             if log.startswith(below):
                 return log.removeprefix(below).partition("/")[0]
@@ -63,17 +63,15 @@ def orphan(pid: int) -> Orphan | None:
     with contextlib.suppress(OSError):
         if os.readlink(f"/proc/{pid}/exe") != _PROGRAM:
             return None
-        name, _, sandbox_id = title(pid).partition(" ")
+        called, _, sandbox_id = title(pid).partition(" ")
         cgroups = Path(f"/proc/{pid}/cgroup").read_text()
-        placed = _SHIMS_CGROUP.search(cgroups) or (name == "crisp-scope" and _SCOPE.search(cgroups))
-        if name in _ORPHANS and placed and not _has_shim(pid):
-            return Orphan(pid, _ORPHANS[name], sandbox_id)
+        placed = _SHIMS_CGROUP.search(cgroups) or (called == "crisp-scope" and _SCOPE.search(cgroups))
+        if called in _ORPHANS and placed and not _has_shim(pid):
+            return Orphan(pid, _ORPHANS[called], sandbox_id)
     return None
 
 
 def _has_shim(pid: int) -> bool:
     """Whether its parent is a shim, or the keeper of one."""
     parent = int(Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()[1])
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{parent}/comm").read_text() in (_SHIM, _KEEPER)
-    return False
+    return name(parent) in (_SHIM, ZYGOTE_NAME, SECOND_KEEPER_NAME)

@@ -27,6 +27,8 @@ from runtime.client import AnswerOf, Call, ShimClient, ShimGone, ShimSilent, Zyg
 from runtime.errors import RuntimeCoreError, failing
 from runtime.wire.calls import (
     RENEW,
+    SECOND_KEEPER_NAME,
+    ZYGOTE_NAME,
     Event,
     Exited,
     GetState,
@@ -68,7 +70,7 @@ class Shims:
     ) -> None:
         self._settings = settings
         self._cgroups = cgroups
-        self._zygote = Zygote(cgroups.driver.place_shims, self._zygote_lost)
+        self._zygote = Zygote(cgroups.driver.place_shims, self._zygote_lost, settings.shim_sleep)
         self._clients: dict[str, ShimClient] = {}
         self.successions = 0  # shims that died and had a successor
         self.idmap_refusal = "not asked yet"  # why pods cannot have user namespaces; "" if they can
@@ -92,17 +94,22 @@ class Shims:
     def _call_the_roll(self) -> None:
         """Ask every shim now and then: one that nobody needs right now may have stopped, and its logs with it."""
         for client in self._clients.values():
-            if client.alive and not client.silent_since:
+            if client.alive and not client.silent_since and client.resting is None:
                 client.tell(Sync())
         self._roll_call = asyncio.get_running_loop().call_later(_ROLL_CALL_SECONDS, self._call_the_roll)
 
     async def states(self, seconds: float) -> list[ShimState]:
-        """Return the states of all shims that tell them within some seconds."""
-        asked = [one.begin(GetState()) for one in self._clients.values() if one.alive and not one.silent_since]
-        if not asked:
-            return []
-        done, _ = await asyncio.wait(asked, timeout=seconds)
-        return [answer.result() for answer in done if answer.exception() is None]
+        """Return the states of all shims that tell them within some seconds, or have told them before they slept."""
+        told = [state for one in self._clients.values() if (state := one.resting) is not None]
+        awake = (one for one in self._clients.values() if one.alive and not one.silent_since and one.resting is None)
+        if asked := [one.begin(GetState()) for one in awake]:
+            done, _ = await asyncio.wait(asked, timeout=seconds)
+            told += [answer.result() for answer in done if answer.exception() is None]
+        return told
+
+    def asleep(self) -> int:
+        """Return how many shims have left until they are needed."""
+        return sum(one.resting is not None for one in self._clients.values())
 
     def silent(self) -> Iterator[tuple[str, float]]:
         """Yield the sandbox of each shim that does not answer, and since when (time.monotonic())."""
@@ -335,11 +342,20 @@ class Shims:
         def on_voice(state: ShimState | None) -> None:
             if state is None:
                 _log.error("shim does not answer; its pod is set apart", extra={"sandbox": sandbox_id})
+                if (client := self._clients.get(sandbox_id)) is not None and client.asleep is not None:
+                    _end_keeper(client.asleep.keeper)
             else:
                 _log.warning("shim answers again", extra={"sandbox": sandbox_id})
                 self._on_return(sandbox_id, state)
 
         return on_event, on_lost, on_voice
+
+
+def _end_keeper(pid: int) -> None:
+    """Kill a keeper that does not start the successor of a shim that sleeps: the other one does it then."""
+    if pid:
+        _log.error("killing a keeper of shims that does not answer", extra={"pid": pid})
+        processes.end(pid, lambda: processes.name(pid) in (ZYGOTE_NAME, SECOND_KEEPER_NAME))
 
 
 def _end_infra(sandbox_id: str) -> None:

@@ -10,6 +10,9 @@ was killed. It is answered by nothing. The keeper does not look into records.
     <- readable REASON                 the answer: why it cannot read the deposit, or nothing
     whole                              from now on the shim has a successor there
     only-tell                          another keeper has all that; this one still is the parent of processes
+    sleep <descriptors>                asks the keeper to start a successor when one of them is ready
+    <- asleep PID                      the answer, with the keeper's pid: it watches as soon as the shim is gone
+    awake                              the shim stays after all
     <- ended PID STATUS                a process of a record, that the keeper has reaped
 """
 
@@ -29,9 +32,10 @@ MOST_BYTES: Final = 192 << 10  # of a message: less than net.core.wmem_default
 MOST_FDS: Final = 253  # SCM_MAX_FD of unix(7)
 _MOST_WAITING: Final = 64  # messages for a keeper that does not take them, with some descriptors each
 PUT, DROP, OVER, CHECK, WHOLE, ONLY_TELL = b"put", b"drop", b"over", b"check", b"whole", b"only-tell"
-_ENDED, _READABLE = b"ended", b"readable"
+SLEEP, AWAKE = b"sleep", b"awake"
+_ENDED, _READABLE, _ASLEEP = b"ended", b"readable", b"asleep"
 _SEPARATOR: Final = b"\0"
-_KEYLESS: Final = frozenset((OVER, CHECK, WHOLE, ONLY_TELL))
+_KEYLESS: Final = frozenset((OVER, CHECK, WHOLE, ONLY_TELL, AWAKE))
 _RENEWAL_SECONDS: Final = 5.0  # for a keeper to answer
 
 
@@ -61,6 +65,7 @@ class Deposit:
 
     entries: Mapping[str, Entry]
     statuses: Mapping[int, int]
+    orderly: bool  # it has left because it had nothing to do, or for another version
 
     def kill(self) -> None:
         """Kill the processes that would have outlived the shim."""
@@ -71,7 +76,7 @@ class Deposit:
 
 
 class Message:
-    """A message that the keeper has received. `entry` is what PUT keeps under the key."""
+    """A message that the keeper has received. `entry` is what PUT keeps under the key, or has what SLEEP watches."""
 
     __slots__ = ("entry", "key", "word")
 
@@ -84,6 +89,8 @@ class Message:
             self.key, self.entry = key.decode(), Entry(int(pid), record, tuple(fds))
         elif self.word == DROP:
             self.key = rest.decode()
+        elif self.word == SLEEP:
+            self.entry = Entry(0, b"", tuple(fds))
         elif self.word not in _KEYLESS:
             raise ValueError(f"not a deposit: {data[:80]!r}")
 
@@ -112,23 +119,28 @@ def tell_readable(keeping: socket.socket, refusal: str) -> None:
         keeping.send(_SEPARATOR.join((_READABLE, refusal.encode())), socket.MSG_DONTWAIT)
 
 
+def agree_to_sleep(keeping: socket.socket) -> None:
+    """Answer SLEEP. Raises OSError."""
+    keeping.send(_SEPARATOR.join((_ASLEEP, b"%d" % os.getpid())), socket.MSG_DONTWAIT)
+
+
 class NewKeeper:
-    """A keeper of another version that takes a shim's deposit, for a successor of that version.
+    """Another keeper that takes a shim's deposit: of another version, for a successor of that version, or a second one.
 
     Until it has been told that the deposit is whole, nothing comes of it. Waits for the keeper.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
-        sock.settimeout(_RENEWAL_SECONDS)
+    def __init__(self, sock: socket.socket, seconds: float = _RENEWAL_SECONDS) -> None:
+        sock.settimeout(seconds)
         self._sock = sock
 
     def take(self, data: bytes, fds: Sequence[int]) -> None:
         """Raises OSError."""
         socket.send_fds(self._sock, [data], list(fds))
 
-    def put(self, key: str, record: bytes, fds: Sequence[int]) -> None:
+    def put(self, key: str, record: bytes, fds: Sequence[int], pid: int = 0) -> None:
         """Raises OSError."""
-        self.take(_SEPARATOR.join((PUT, key.encode(), b"0", record)), fds)
+        self.take(_put(key, pid, record), fds)
 
     def check(self) -> str:
         """Return why the keeper's version cannot read the deposit, or "". Raises OSError."""
@@ -154,6 +166,7 @@ class Deposits:
         self._waiting: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self._begun = False
         self._aside: Callable[[bytes, Sequence[int]], None] | None = None
+        self._agreed: Callable[[int], None] = lambda _keeper: None
         self._meet(keeper)
 
     def _meet(self, keeper: socket.socket) -> None:
@@ -196,7 +209,7 @@ class Deposits:
         """Keep copies of the descriptors, in place of what the key had. The first is the pidfd of `pid`, unless 0."""
         if not self.kept:
             return
-        data = _SEPARATOR.join((PUT, key.encode(), b"%d" % pid, record))
+        data = _put(key, pid, record)
         if self._aside is not None:
             self._aside(data, fds)
         elif len(data) > MOST_BYTES or len(fds) > MOST_FDS:
@@ -213,6 +226,22 @@ class Deposits:
     def drop(self, key: str) -> None:
         if self.kept:
             self._send(_SEPARATOR.join((DROP, key.encode())))
+
+    @property
+    def up_to_date(self) -> bool:
+        """Whether the keeper has taken everything."""
+        return self.kept and not self._waiting
+
+    def sleep(self, watched: Sequence[int], agreed: Callable[[int], None]) -> None:
+        """Ask the keeper to start a successor when one of these is ready. `agreed` gets its pid if it will."""
+        if self.kept:
+            self._agreed = agreed
+            self._send(SLEEP, watched)
+
+    def awake(self) -> None:
+        """Stay, although the keeper has agreed."""
+        if self.kept:
+            self._send(AWAKE)
 
     def over(self) -> None:
         """Say that no successor is needed, and close the socket."""
@@ -275,6 +304,8 @@ class Deposits:
             data = b""
         if not data:
             self._close()
+        elif data.startswith(_ASLEEP):
+            self._agreed(int(data.partition(_SEPARATOR)[2]))
         elif (end := read_end(data)) is not None:
             self._ended(*end)
 
@@ -285,6 +316,10 @@ class Deposits:
         for _data, fds in self._waiting:
             _close_all(fds)
         self._waiting.clear()
+
+
+def _put(key: str, pid: int, record: bytes) -> bytes:
+    return _SEPARATOR.join((PUT, key.encode(), b"%d" % pid, record))
 
 
 def _close_all(fds: Sequence[int]) -> None:

@@ -4,16 +4,20 @@ The keeper is the zygote. It is a subreaper, so what a dead shim was the parent 
 
 A shim is renewed by a keeper of another version: it deposits there too, and leaves. Then its first keeper, the parent
 of its processes, tells the successor of their ends, and does nothing else.
+
+A shim that has nothing to do asks to sleep (`runtime.shim.sleep`). It leaves when a second keeper has its deposit too,
+so that neither keeper's death ends the pod. When one of the descriptors that it watched is ready, or the first keeper
+dies, it has a successor.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from runtime.light import socket
+from runtime.light import contextlib, socket
 from runtime.logs.writer import complain
 from runtime.shim.deposits import (
     CHECK,
@@ -21,19 +25,23 @@ from runtime.shim.deposits import (
     MOST_FDS,
     ONLY_TELL,
     OVER,
+    SLEEP,
     WHOLE,
     Deposit,
     Entry,
     Message,
+    agree_to_sleep,
     tell_end,
     tell_readable,
 )
+from runtime.shim.estates import PARENTS_KEY, is_connection
 from runtime.shim.loop import READ, EventLoop
 
 _RECEIVE: Final = MOST_BYTES + 4096
 # A shim that its own state kills would be started for ever.
 _MOST_SUCCESSORS: Final = 5
 _WITHIN: Final = 60.0  # seconds
+_AGAIN_SECONDS: Final = 1.0  # until a fork that has failed is tried again
 
 
 class Keeper:
@@ -44,15 +52,20 @@ class Keeper:
         loop: EventLoop,
         succeed: Callable[[Deposit], socket.socket],
         left: Callable[[], None],
+        second: Callable[[Mapping[str, Entry]], socket.socket],
         refusal: Callable[[Mapping[str, Entry]], str] = lambda _entries: "",
     ) -> None:
         """`left` is called whenever a shim has left for good.
+
+        `second` gives a copy of a deposit to the second keeper, and returns the socket at whose end that one starts a
+        successor. It raises OSError.
 
         `refusal` says why a successor could not read a deposit, or "".
         """
         self._loop = loop
         self._succeed = succeed
         self._left = left
+        self._second = second
         self._refusal = refusal
         self._shims: set[_Shim] = set()
         self._parents: dict[int, _Shim] = {}  # whose record has this pid
@@ -77,7 +90,10 @@ class Keeper:
         if shim is None:
             return
         shim.statuses[pid] = status
-        tell_end(shim.keeping, pid, status)
+        if shim.keeping.fileno() >= 0:
+            tell_end(shim.keeping, pid, status)
+        elif shim.phase == _Phase.ASLEEP:
+            self._wake_later(shim, 0)
         if shim.phase == _Phase.TOLD:
             self._forget(shim, *[key for key, entry in shim.entries.items() if entry.pid == pid])
             if not shim.entries:
@@ -109,6 +125,8 @@ class Keeper:
             whole, message = False, None
         if shim.phase == _Phase.TRIED:
             shim.phase = _Phase.KEPT
+        elif shim.phase == _Phase.ASLEEP:
+            self._stay(shim)
         if not whole or message is None:
             for fd in fds:
                 os.close(fd)
@@ -120,6 +138,8 @@ class Keeper:
             shim.phase = _Phase.WHOLE
         elif message.word == ONLY_TELL:
             self._only_tell(shim)
+        elif message.word == SLEEP and message.entry is not None:
+            self._agree(shim, message.entry.fds)
         elif message.word == OVER:
             self._forget(shim, *shim.entries)
             shim.broken = False
@@ -132,6 +152,78 @@ class Keeper:
             shim.entries[message.key] = entry
             if entry.pid:
                 self._parents[entry.pid] = shim
+
+    # -- sleep --------------------------------------------------------------------------------------------------------
+
+    def _agree(self, shim: _Shim, watched: Sequence[int]) -> None:
+        """Let the shim sleep, if the second keeper takes its deposit."""
+        shim.watched = tuple(watched)
+        try:
+            if shim.phase == _Phase.KEPT and shim.entries and not shim.broken:
+                shim.second = self._second(shim.entries)
+                shim.phase = _Phase.ASLEEP
+                agree_to_sleep(shim.keeping)
+                return
+        except OSError as error:
+            complain(f"a shim cannot sleep: {error}")
+        self._stay(shim)
+
+    def _stay(self, shim: _Shim) -> None:
+        """The shim does not sleep after all."""
+        if shim.second is not None:
+            with contextlib.suppress(OSError):  # it is dead
+                shim.second.send(OVER, socket.MSG_DONTWAIT)
+        shim.forget_sleep()
+        self._forget(shim, *list(filter(is_connection, shim.entries)))  # crispd is to notice the shim's death
+        if shim.phase == _Phase.ASLEEP:
+            shim.phase = _Phase.KEPT
+
+    def _fall_asleep(self, shim: _Shim) -> None:
+        """Watch what the shim has watched, and the processes that were its children."""
+        if shim.statuses:
+            self._wake_later(shim, 0)
+        for fd in shim.watched:
+            try:
+                self._loop.watch(fd, READ, lambda _events: self._wake(shim))
+            except OSError as error:
+                complain(f"could not watch for a shim that sleeps: {error}")
+                self._wake_later(shim, 0)
+
+    def _wake(self, shim: _Shim) -> None:
+        """Start a successor, who tells the second keeper when it has taken over."""
+        if shim.phase != _Phase.ASLEEP:
+            return
+        for fd in shim.watched:
+            self._loop.unwatch(fd)
+        parents = shim.entries.get(PARENTS_KEY, Entry(0, b"", ()))
+        second = (shim.second.fileno(),) if shim.second is not None else ()
+        entries = {**shim.entries, PARENTS_KEY: Entry(0, b"", (*parents.fds, *second))}
+        try:
+            shim.keeping = self._succeed(Deposit(entries, shim.statuses, orderly=True))
+        except OSError as error:
+            complain(f"could not start the successor of a shim that sleeps: {error}")
+            self._wake_later(shim, _AGAIN_SECONDS)
+            return
+        shim.phase = _Phase.TRIED if second else _Phase.KEPT
+        shim.forget_sleep()
+        self._listen(shim)
+
+    def _wake_later(self, shim: _Shim, seconds: float) -> None:
+        self._loop.later(seconds, lambda: self._wake(shim))
+
+    def deposit_again(self) -> None:
+        """Give the deposits of shims that sleep to a new second keeper. The last one is dead."""
+        for shim in self._shims:
+            if shim.phase == _Phase.ASLEEP and shim.second is not None:
+                shim.second.close()
+                shim.second = None
+                try:
+                    shim.second = self._second(shim.entries)
+                except OSError as error:
+                    complain(f"a shim that sleeps is woken: {error}")
+                    self._wake_later(shim, 0)
+
+    # -- the end ------------------------------------------------------------------------------------------------------
 
     def _only_tell(self, shim: _Shim) -> None:
         """Keep nothing but the pids of processes, until the last of them has ended."""
@@ -157,7 +249,10 @@ class Keeper:
         """The shim is dead, and all that it has sent is received."""
         self._loop.unwatch(shim.keeping.fileno())
         shim.keeping.close()
-        deposit = Deposit(shim.entries, shim.statuses)
+        if shim.phase == _Phase.ASLEEP:
+            self._fall_asleep(shim)
+            return
+        deposit = Deposit(shim.entries, shim.statuses, orderly=shim.phase == _Phase.WHOLE)
         if shim.entries and not shim.broken and shim.may_have_successor():
             if shim.phase == _Phase.WHOLE:
                 shim.phase = _Phase.TRIED
@@ -176,6 +271,7 @@ class Keeper:
             self._loop.unwatch(shim.keeping.fileno())
             shim.keeping.close()
         self._forget(shim, *list(shim.entries))
+        shim.forget_sleep()
         self._shims.discard(shim)
         self._left()
 
@@ -187,6 +283,7 @@ class _Phase:
     COMING: Final = "coming"  # it is renewed by this keeper, and still deposits
     WHOLE: Final = "whole"  # it has deposited everything, and leaves
     TRIED: Final = "tried"  # its successor was started here, and has not said anything yet
+    ASLEEP: Final = "asleep"  # it leaves, or has left, until something happens
     TOLD: Final = "told"  # it was renewed by another keeper; this one tells how processes end
 
 
@@ -199,7 +296,17 @@ class _Shim:
         self.entries: dict[str, Entry] = {}
         self.statuses: dict[int, int] = {}
         self.broken = False  # something of the deposit was lost
+        self.watched: tuple[int, ...] = ()  # while it sleeps
+        self.second: socket.socket | None = None  # the second keeper starts a successor at its end
         self._successors: list[float] = []
+
+    def forget_sleep(self) -> None:
+        for fd in self.watched:
+            os.close(fd)
+        self.watched = ()
+        if self.second is not None:
+            self.second.close()
+            self.second = None
 
     def may_have_successor(self) -> bool:
         """Count a successor, unless there were many in a short time, or another keeper has to start it."""

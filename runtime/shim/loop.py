@@ -35,6 +35,8 @@ class EventLoop:
         self._timer_count = 0
         self._idle_timers = 0
         self._stopped = False
+        self.turns = 0  # events of descriptors so far
+        self._of_children = -1  # the descriptor that tells of children
         self._watch_children()
 
     def run(self) -> None:
@@ -42,6 +44,7 @@ class EventLoop:
         while not self._stopped:
             timeout = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
             for fd, events, ready in self._wait(timeout):
+                self.turns += 1
                 if self._watched.get(fd) == ready and not _survived(ready, events):
                     self.unwatch(fd)  # it would fail again at once
             while self._timers and self._timers[0][0] <= time.monotonic():
@@ -55,6 +58,14 @@ class EventLoop:
     def busy(self) -> bool:
         """Whether there are commands, or timers that the shim must wait for before it exits."""
         return len(self._timers) > self._idle_timers or self._commands > 0
+
+    @property
+    def has_timers(self) -> bool:
+        return bool(self._timers)
+
+    def watched(self, but: int) -> list[int]:
+        """Return the watched descriptors, without `but` and what is the loop's own."""
+        return [fd for fd in self._watched if fd not in (but, self._of_children)]
 
     def _wait(self, timeout: float | None) -> list[tuple[int, int, Callable[[int], None]]]:
         """Return the ready descriptors and who watches them: an event may close the next one, or have it reused."""
@@ -112,6 +123,7 @@ class EventLoop:
                 os.read(reader, 4096)
             self._reap()
 
+        self._of_children = reader
         self.watch(reader, READ, reap)
 
     def _reap(self) -> None:

@@ -55,6 +55,7 @@ from runtime.shim.pause import Pause
 from runtime.shim.planner import Planner
 from runtime.shim.pod import Pod
 from runtime.shim.reply import Reply
+from runtime.shim.sleep import Sleep
 from runtime.wire import calls
 from runtime.wire.frames import Message
 
@@ -72,6 +73,8 @@ class Inheritance:
     script_runner: Runner
     planner: Planner
     code: str  # what tells this version from others
+    sleep_seconds: int  # without anything to do, after which a shim sleeps; 0 for never
+    by_second: bool = False  # the zygote is a second keeper (runtime.shim.sleep), whose shims had better be another's
 
 
 class Shim:
@@ -97,6 +100,10 @@ class Shim:
         self._shutdown_replies: list[Reply] = []
         self.deposits = Deposits(keeping, loop, loop.told)
         self._parents = Parents(loop, self.deposits, loop.told)
+        self._needs_keeper = inheritance.by_second
+        self._sleep = Sleep(
+            loop, self.deposits, inheritance.sleep_seconds, lambda: not self._work(), self._deposit_for_sleep, self._go
+        )
 
     def serve(self, birth: socket.socket) -> None:
         """Serve crispd at this connection, among others."""
@@ -310,9 +317,28 @@ class Shim:
         return calls.Done()
 
     def _keep(self, _call: calls.Keep, request: Request) -> calls.Done:
+        if request.fds:
+            self._needs_keeper = False
         self.deposits.begin(socket.socket(fileno=os.dup(request.fds[0])) if request.fds else None)
         self._deposit_all()
+        self._sleep.begin()
         return calls.Done()
+
+    def _deposit_for_sleep(self) -> None:
+        self._deposit_all()
+        for number, connection in enumerate(self._connections):
+            self.deposits.put(connection_key(number), ConnectionEstate().encode(), [connection.fd])
+
+    def _go(self, keeper: int) -> bool:
+        """Leave the pod to the keeper. Return False if a connection does not take that now."""
+        self.emit(calls.Asleep(self._describe(), keeper))
+        if all(connection.at_rest for connection in self._connections):
+            os._exit(0)
+        self._tell_awake()
+        return False
+
+    def _tell_awake(self) -> None:
+        self.emit(calls.Awake(os.getpid()))
 
     def _deposit_all(self) -> None:
         self._deposit_pod()
@@ -389,8 +415,8 @@ class Shim:
         for key, entry in deposit.entries.items():
             if is_container(key):
                 self._succeed_container(read(ContainerEstate, entry), entry.fds)
-        # Who has frozen them is not connected any more.
-        Pause.of(list(self._containers.values()), self.idly).abandon()
+        if not deposit.orderly:  # who has frozen them is not connected any more
+            Pause.of(list(self._containers.values()), self.idly).abandon()
         self.deposits.begin()
         for key in filter(is_connection, deposit.entries):
             self.deposits.drop(key)
@@ -399,6 +425,8 @@ class Shim:
         self._listen()
         for connection, number in asked:
             connection.send({"id": number, "ok": self._describe().to_json()})
+        self._tell_awake()
+        self._sleep.begin()
 
     def _succeed_connections(self, deposit: Deposit) -> list[tuple[Connection, int]]:
         """Serve the connections of a shim that was renewed, and return those that wait for an answer to that."""
@@ -530,7 +558,7 @@ class Shim:
             infra_alive=self._pod.infra_alive,
             containers={container.id: container.describe() for container in self._containers.values()},
             abilities=calls.ABILITIES,
-            kept=self.deposits.kept,
+            kept=self.deposits.kept and not self._needs_keeper,
             code=self._inheritance.code,
         )
 

@@ -10,6 +10,9 @@ datagram has one descriptor:
 
 When crispd is gone the zygote stays as long as it has shims. When a shim dies it forks a successor, of its own version,
 whether there is a crispd or not.
+
+Before a shim may sleep, the zygote forks another one, the second keeper, which serves it as it serves crispd. It gets
+`renew` for each shim that sleeps, and `alone` when crispd is gone; when the zygote dies, it has their pods.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Mapping
 from typing import Final, NoReturn
 
 from linux import syscalls
@@ -29,7 +33,7 @@ from linux.sealed import seal
 from runtime.cgroups import SHIM_CGROUP, Cgroup, Hierarchies, v1, v2
 from runtime.cgroups import device_filter as devices_bpf
 from runtime.errors import OperationFailed, RuntimeCoreError
-from runtime.light import contextlib, signal, socket
+from runtime.light import contextlib, replace, signal, socket
 from runtime.namespaces import netdevices
 from runtime.namespaces import user as userns
 from runtime.process import infra
@@ -37,26 +41,30 @@ from runtime.process.become import set_oom_score_adj
 from runtime.process.parent import die_with, own_pidfd
 from runtime.process.script import Runner
 from runtime.rootfs.overlay import layers_can_be_appended
-from runtime.shim.deposits import Deposit
+from runtime.shim.deposits import Deposit, Entry, NewKeeper
 from runtime.shim.estates import unreadable
 from runtime.shim.keeper import Keeper
 from runtime.shim.loop import READ, EventLoop
 from runtime.shim.planner import Planner, planner_main
 from runtime.shim.shim import Inheritance, shim_main
 from runtime.spec.values import Resources
+from runtime.wire.calls import SECOND_KEEPER_NAME, ZYGOTE_NAME
 
 _CONTROL: Final = 3
 _PRELOADED: Final = (devices_bpf, json, netdevices, v1, v2)  # others import them lazily, after the fork
 _LEAVING_SECONDS: Final = 2.0  # a shim without a keeper, whose pod goes on, is not waited for any longer
+_SECOND_SECONDS: Final = 0.5  # somebody has stopped a second keeper that takes nothing for longer
+_NO_WAIT: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _JOINS: Final = 64  # attempts: each fails only if another crispd stops at that moment
 _USUAL_DESCRIPTORS: Final = 1024
 _SHIM_OOM_SCORE_ADJ: Final = -998  # the OOM killer takes shims after their pods
 
 
-def main(own_cgroup: bool, code: str) -> None:
+def main(own_cgroup: bool, code: str, sleep_seconds: int) -> None:
     """Serve until the control socket is closed.
 
     `own_cgroup`: enter the shims' cgroup ourselves, else crispd does it. `code` tells our code from other versions'.
+    A shim that has had nothing to do for `sleep_seconds` sleeps; 0 for never.
     """
     control = socket.socket(fileno=_CONTROL)
     os.set_inheritable(_CONTROL, False)
@@ -64,21 +72,21 @@ def main(own_cgroup: bool, code: str) -> None:
     _restore_descriptor_limit()
     _restore_signals()
     syscalls.close_all_from(_CONTROL, keep=(_CONTROL,))
-    syscalls.set_name("crisp-zygote")
+    syscalls.set_name(ZYGOTE_NAME)
     os.setsid()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the shims' keeper leaves after them
     asking, plans = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     inheritance = Inheritance(
-        Hierarchies.usable(), infra.program_file(), infra.empty_mount_namespace(), Runner(), Planner(asking), code
-    )
+        Hierarchies.usable(), infra.program_file(), infra.empty_mount_namespace(), Runner(), Planner(asking), code,
+        sleep_seconds,
+    )  # fmt: skip
     if own_cgroup:
         _leave_the_daemons_cgroup(inheritance.hierarchies)
     try:
         _serve(control, inheritance, plans)
     finally:
-        _await_children()
-        Cgroup.at(inheritance.hierarchies, SHIM_CGROUP).leave_self()
+        _leave(inheritance.hierarchies)
 
 
 def _serve(control: socket.socket, inheritance: Inheritance, plans: socket.socket) -> None:
@@ -106,9 +114,10 @@ class _Zygote:
         self._control = control
         self._plans = plans
         self._planner = 0  # its pid, if it lives
+        self._second: socket.socket | None = None  # where the second keeper serves us, if it lives
         self._inheritance = inheritance
         self._loop = EventLoop(lambda pid, status: self._keeper.reaped(pid, status))
-        self._keeper = Keeper(self._loop, self._fork_successor, self._leave_if_done, unreadable)
+        self._keeper = Keeper(self._loop, self._fork_successor, self._leave_if_done, self._deposit_twice, unreadable)
         # What each shim inherits; everything else is another shim's, or ours.
         self._inherited = (0, 1, 2, inheritance.infra_program, inheritance.empty_mount_namespace,
                            inheritance.script_runner.program, inheritance.planner.fileno())  # fmt: skip
@@ -118,6 +127,8 @@ class _Zygote:
 
     def run(self) -> None:
         self._loop.run()
+        if self._second is not None:
+            self._second.close()  # it leaves too
         if self._planner:
             os.kill(self._planner, signal.SIGKILL)
             os.waitpid(self._planner, 0)
@@ -133,6 +144,8 @@ class _Zygote:
             with contextlib.suppress(OSError):  # crispd is dead
                 self._control.send(userns.refusal(fds[0]).encode() or b"able")
             os.close(fds[0])
+        elif data == b"alone":
+            _forget_stderr()
         elif data in (b"keep", b"renew"):
             self._keeper.keep(socket.socket(fileno=fds[0]), renewing=data == b"renew")
         else:
@@ -145,9 +158,10 @@ class _Zygote:
             with contextlib.suppress(OSError):  # crispd is dead
                 self._control.send(b"stays")
         self._control.close()
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        os.dup2(null, 2)  # crispd's: who reads it waits for its end
-        os.close(null)
+        _forget_stderr()
+        if self._second is not None:
+            with contextlib.suppress(OSError):  # it is dead
+                self._second.send(b"alone", _NO_WAIT)
         self._served = False
         self._leave_if_done()
 
@@ -190,6 +204,59 @@ class _Zygote:
             os._exit(1)
         planner_main(self._plans, self._inheritance.hierarchies, template)
 
+    def _deposit_twice(self, entries: Mapping[str, Entry]) -> socket.socket:
+        """Give a copy to the second keeper; return the socket at whose end that is the deposit. Raises OSError."""
+        if self._second is None:
+            self._fork_second()
+        assert self._second is not None
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with theirs:
+                socket.send_fds(self._second, [b"renew"], [theirs.fileno()], _NO_WAIT)
+            keeper = NewKeeper(ours, _SECOND_SECONDS)
+            for key, entry in entries.items():
+                keeper.put(key, entry.record, entry.fds, entry.pid)
+            keeper.whole()
+        except BaseException:
+            ours.close()
+            raise
+        return ours
+
+    def _fork_second(self) -> None:
+        """Raises OSError."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            try:
+                pid = os.fork()
+            except OSError:
+                ours.close()
+                raise
+            if pid == 0:
+                self._become_second(theirs)
+        self._second = ours
+        self._loop.on_exit(pid, self._second_ended)
+
+    def _second_ended(self, _status: int) -> None:
+        if self._second is not None:
+            self._second.close()
+            self._second = None
+        self._keeper.deposit_again()
+
+    def _become_second(self, control: socket.socket) -> NoReturn:
+        try:
+            os.setsid()
+            syscalls.set_name(SECOND_KEEPER_NAME)
+            syscalls.set_process_title(SECOND_KEEPER_NAME)
+            syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
+            signal.set_wakeup_fd(-1)
+            syscalls.close_all_from(0, keep=(*self._inherited, control.fileno(), self._plans.fileno()))
+            _Zygote(control, replace(self._inheritance, by_second=True), self._plans).run()
+            _leave(self._inheritance.hierarchies)
+        except BaseException as error:
+            print(f"second keeper: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        finally:
+            os._exit(0)
+
     def _fork_successor(self, deposit: Deposit) -> socket.socket:
         return self._fork(-1, deposit)
 
@@ -220,6 +287,18 @@ class _Zygote:
             print(f"zygote: fork shim: {error}", file=sys.stderr, flush=True)
             os._exit(1)
         shim_main(socket.socket(fileno=birth) if birth >= 0 else None, keeping, self._inheritance, deposit)
+
+
+def _forget_stderr() -> None:
+    """Close crispd's standard error: who reads it waits for its end."""
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    os.dup2(null, 2)
+    os.close(null)
+
+
+def _leave(hierarchies: Hierarchies) -> None:
+    _await_children()
+    Cgroup.at(hierarchies, SHIM_CGROUP).leave_self()
 
 
 def _await_children() -> None:

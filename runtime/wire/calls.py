@@ -270,8 +270,34 @@ class ShimState(Answer):
     infra_alive: bool
     containers: Mapping[str, ContainerStatus]
     abilities: tuple[str, ...] = ()
-    kept: bool = False  # it has a keeper, and so a successor if it dies
+    kept: bool = False  # it has a lasting keeper, and so a successor if it dies
     code: str = ""  # what tells its version
+
+
+# -- sleep -------------------------------------------------------------------------------------------------------------
+
+ZYGOTE_NAME: Final = "crisp-zygote"  # as PR_SET_NAME has it
+SECOND_KEEPER_NAME: Final = "crisp-keeper"
+
+
+@dataclass(frozen=True, slots=True)
+class Asleep(Event):
+    """The shim has nothing to do, and leaves. The next call, or what happens in the pod, starts a successor."""
+
+    event: ClassVar[str] = "asleep"
+    READ: ClassVar[Readers] = {"state": ShimState.from_json}
+
+    state: ShimState
+    keeper: int = 0  # pid of who starts it
+
+
+@dataclass(frozen=True, slots=True)
+class Awake(Event):
+    """The pod of a shim that slept has a successor, with this pid."""
+
+    event: ClassVar[str] = "awake"
+
+    pid: int
 
 
 # -- calls for the pod -------------------------------------------------------------------------------------------------
@@ -698,7 +724,7 @@ CALLS: Final[Mapping[str, type[Call]]] = {
     )
 }  # fmt: skip
 
-EVENTS: Final[Mapping[str, type[Event]]] = {kind.event: kind for kind in (Exited, InfraExited)}
+EVENTS: Final[Mapping[str, type[Event]]] = {kind.event: kind for kind in (Exited, InfraExited, Asleep, Awake)}
 
 
 def read_event(message: Mapping[str, Any]) -> Event | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from rich.console import Console
 
@@ -29,6 +29,7 @@ FIGURES = (
     report.Figure("up", "s", tail=False),
     report.Figure("CPU a pod", "ms", tail=False),
     report.Figure("memory a pod, page tables included", "MiB", tail=False),
+    report.Figure("memory a pod, quiet for 40 s", "MiB", tail=False),
     report.Figure("memory of the daemon", "MiB", tail=False),
     report.Figure("ListContainers", "ms"),
     report.Figure("ListContainerStats", "ms"),
@@ -55,9 +56,10 @@ async def run(contenders: Sequence[Contender], pods: int, versions: Mapping[str,
     """Note all figures once, with `pods` pods. Print a table. Raises PeerFailed."""
     for one in contenders:
         console.print(f"{one.peer.name}: {pods} pods", style="dim")
-        await _fill(one, pods)
+        family = await _fill(one, pods)
         await _look(one)
         await _rest(one)
+        one.note({"memory a pod, quiet for 40 s": _memory(family()) / pods})
         await _probe(one)
         await restart(one, _RESTARTS)
         await _empty(one)
@@ -109,7 +111,8 @@ def _worked_without_us() -> float:
     return worked_seconds() - time.process_time()
 
 
-async def _fill(one: Contender, pods: int) -> None:
+async def _fill(one: Contender, pods: int) -> Callable[[], set[int]]:
+    """Start pods. Return what finds the processes that came with them, but for the workload."""
     await warm_up(one)
     before, worked, began = processes(), worked_seconds(), time.monotonic()
 
@@ -119,10 +122,18 @@ async def _fill(one: Contender, pods: int) -> None:
     await at_a_time(WIDTH, range(pods), one_pod)
     one.note({"up": time.monotonic() - began, "CPU a pod": 1000 * (worked_seconds() - worked) / pods})
     await asyncio.sleep(1)  # helpers that end by themselves
-    family = {pid for pid in processes() - before if command_name(pid) != _WORKLOAD}
-    one.note({"memory a pod, page tables included": memory_bytes(family) / pods / _MEBI})
+
+    def family() -> set[int]:
+        return {pid for pid in processes() - before if command_name(pid) != _WORKLOAD}
+
+    one.note({"memory a pod, page tables included": _memory(family()) / pods})
     assert one.peer.process is not None
-    one.note({"memory of the daemon": memory_bytes({one.peer.process.pid}) / _MEBI})
+    one.note({"memory of the daemon": _memory({one.peer.process.pid})})
+    return family
+
+
+def _memory(pids: set[int]) -> float:
+    return memory_bytes(pids) / _MEBI
 
 
 async def _look(one: Contender) -> None:

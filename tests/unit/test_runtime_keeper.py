@@ -6,12 +6,13 @@ import concurrent.futures
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
-from runtime.shim.deposits import Deposit, Deposits, Message, NewKeeper
+from runtime.shim.deposits import OVER, Deposit, Deposits, Entry, Message, NewKeeper
+from runtime.shim.estates import PARENTS_KEY, connection_key
 from runtime.shim.keeper import Keeper
 from runtime.shim.loop import EventLoop
 
@@ -24,7 +25,11 @@ class _World:
         self.left = 0
         self.deposits: list[tuple[dict[str, bytes], dict[int, int]]] = []  # that successors got
         self.told: list[tuple[int, int]] = []
-        self.keeper = Keeper(self.loop, self._succeed, self._leave)
+        self.orderly: list[bool] = []
+        self.copies: list[dict[str, bytes]] = []  # that second keepers got
+        self.second: socket.socket  # the end that a second keeper has of the last copy's socket
+        self.refused = False  # nobody can be a second keeper
+        self.keeper = Keeper(self.loop, self._succeed, self._leave, self._deposit_twice)
         self.shim = self.new_shim()
 
     def new_shim(self) -> Deposits:
@@ -34,9 +39,18 @@ class _World:
         return Deposits(theirs, self.loop, lambda pid, status: self.told.append((pid, status)))
 
     def _succeed(self, deposit: Deposit) -> socket.socket:
+        self.orderly.append(deposit.orderly)
         self.deposits.append(({key: entry.record for key, entry in deposit.entries.items()}, dict(deposit.statuses)))
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.socket = theirs
+        return ours
+
+    def _deposit_twice(self, entries: Mapping[str, Entry]) -> socket.socket:
+        if self.refused:
+            raise OSError("no more processes")
+        self.copies.append({key: entry.record for key, entry in entries.items()})
+        ours, self.second = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.second.settimeout(1)
         return ours
 
     def _leave(self) -> None:
@@ -185,7 +199,9 @@ class _Renewal:
         self.successors: list[dict[str, bytes]] = []  # of the new keeper's
         self.unreadable = ""
         self.left = 0
-        self.keeper = Keeper(world.loop, self._succeed, self._leave, lambda _entries: self.unreadable)
+        self.keeper = Keeper(
+            world.loop, self._succeed, self._leave, world._deposit_twice, lambda _entries: self.unreadable
+        )
         ours, self.socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.keeper.keep(ours, renewing=True)
         self.new = NewKeeper(self.socket)
@@ -291,3 +307,78 @@ def test_nonsense_is_refused() -> None:
         Message(b"take\0pod", [])
     with pytest.raises(ValueError, match="not enough values"):
         Message(b"put\0pod", [])
+
+
+class _Sleeper:
+    """A shim with a process, which watches the reading end of a pipe and has asked to sleep."""
+
+    def __init__(self, world: _World) -> None:
+        self.world = world
+        self.agreed: list[int] = []
+        self.reader, self.writer = os.pipe()
+        world.shim.begin()
+        world.shim.put("pod", b"{}", pid=12345)
+        world.shim.put(connection_key(0), b"{}", [self.writer])
+        world.turn()
+        world.shim.sleep([self.reader], self.agreed.append)
+        world.turn()
+
+    def leave(self) -> None:
+        self.world.die()
+        self.world.turn()
+
+
+def test_a_shim_that_sleeps_has_a_successor_when_what_it_watched_is_ready(world: _World) -> None:
+    sleeper = _Sleeper(world)
+    assert (sleeper.agreed, world.copies) == ([os.getpid()], [{"pod": b"{}", connection_key(0): b"{}"}])
+    sleeper.leave()
+    assert not world.deposits
+    os.write(sleeper.writer, b"a line")
+    world.turn()
+    assert [set(entries) for entries, _statuses in world.deposits] == [{"pod", connection_key(0), PARENTS_KEY}]
+    assert world.orderly == [True]
+    assert os.read(sleeper.reader, 10) == b"a line"  # the keeper has not
+    assert world.second.recv(100) == b""  # only the successor would have its end
+
+
+def test_a_shim_that_sleeps_has_a_successor_when_a_process_ends(world: _World) -> None:
+    sleeper = _Sleeper(world)
+    sleeper.leave()
+    world.keeper.reaped(12345, 7)
+    world.turn()
+    assert [statuses for _entries, statuses in world.deposits] == [{12345: 7}]
+
+
+def test_a_process_that_ends_while_its_shim_leaves(world: _World) -> None:
+    sleeper = _Sleeper(world)
+    world.keeper.reaped(12345, 7)
+    sleeper.leave()
+    assert [statuses for _entries, statuses in world.deposits] == [{12345: 7}]
+
+
+def test_a_shim_that_stays_after_all(world: _World) -> None:
+    _Sleeper(world)
+    world.shim.awake()
+    world.turn()
+    assert world.second.recv(100) == OVER
+    world.die()
+    world.turn()
+    assert world.deposits == [({"pod": b"{}"}, {})]  # who was connected is to notice its death
+    assert world.orderly == [False]
+
+
+def test_a_shim_does_not_sleep_without_a_second_keeper(world: _World) -> None:
+    world.refused = True
+    sleeper = _Sleeper(world)
+    assert not sleeper.agreed
+    sleeper.leave()
+    assert world.deposits == [({"pod": b"{}"}, {})]
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_second_keeper_that_dies_has_a_successor_or_shims_wake(world: _World, refused: bool) -> None:
+    _Sleeper(world).leave()
+    world.refused = refused
+    world.keeper.deposit_again()
+    world.turn()
+    assert (len(world.copies), len(world.deposits)) == ((1, 1) if refused else (2, 0))
