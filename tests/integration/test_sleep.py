@@ -191,6 +191,7 @@ def test_many_turns_leave_nothing(sleepy: Daemon) -> None:
             _asleep(pod)
 
         turn()
+        turn()  # of a successor, which has a copy of each pidfd
         time.sleep(0.5)  # both keepers have received everything
         held = _held()
         for _ in range(5):
