@@ -36,6 +36,7 @@ class EventLoop:
         self._idle_timers = 0
         self._stopped = False
         self.turns = 0  # events of descriptors so far
+        self.last = time.monotonic()  # when the last of them was
         self._of_children = -1  # the descriptor that tells of children
         self._watch_children()
 
@@ -43,8 +44,11 @@ class EventLoop:
         """Run callbacks until `stop`."""
         while not self._stopped:
             timeout = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
-            for fd, events, ready in self._wait(timeout):
-                self.turns += 1
+            happened = self._wait(timeout)
+            if happened:
+                self.turns += len(happened)
+                self.last = time.monotonic()
+            for fd, events, ready in happened:
                 if self._watched.get(fd) == ready and not _survived(ready, events):
                     self.unwatch(fd)  # it would fail again at once
             while self._timers and self._timers[0][0] <= time.monotonic():

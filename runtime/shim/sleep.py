@@ -5,6 +5,7 @@ Only since Linux 6.15, which tells everybody how a process ended: before, an exi
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -39,25 +40,27 @@ class Sleep:
         self._deposit = deposit
         self._leave = leave
         self._begun = False
-        self._seen = 0  # what had happened in the loop when it was last looked at
+        self._seen = 0  # what had happened in the loop when the keeper was asked
 
     def begin(self) -> None:
         """Look from now on."""
         if self._seconds and not self._begun and tells_everybody():
             self._begun = True
-            self._wait()
-
-    def _wait(self) -> None:
-        self._seen = self._loop.turns
-        self._loop.idly(self._seconds, self._look)
+            self._loop.idly(self._seconds, self._look)
 
     def _look(self) -> None:
+        left = self._loop.last + self._seconds - time.monotonic()
+        if left <= 0:
+            self._ask()
+        self._loop.idly(left if left > 0 else self._seconds, self._look)
+
+    def _ask(self) -> None:
         watched = self._loop.watched(but=self._deposits.keeper.fileno())
-        quiet = self._loop.turns == self._seen and not self._loop.has_timers and self._may()
-        if quiet and self._deposits.up_to_date and len(watched) <= MOST_FDS:
+        able = self._deposits.up_to_date and len(watched) <= MOST_FDS
+        if able and not self._loop.has_timers and self._may():
+            self._seen = self._loop.turns
             self._deposit()
             self._deposits.sleep(watched, self._agreed)
-        self._wait()
 
     def _agreed(self, keeper: int) -> None:
         """Leave, unless something has happened while the keeper was asked: its answer alone has come since."""
