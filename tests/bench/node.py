@@ -18,6 +18,7 @@ from tests.bench.workload import CALL_SECONDS, Pod, at_a_time
 _MEBI = 1 << 20
 _WORKLOAD = "sleep"
 _IDLE_SECONDS = 20.0
+_QUIET_SECONDS = 40.0  # crisp's shims sleep by then
 _POLLING_SECONDS = 20
 _LOOKS = 5
 _PROBES = 1000
@@ -58,8 +59,7 @@ async def run(contenders: Sequence[Contender], pods: int, versions: Mapping[str,
         console.print(f"{one.peer.name}: {pods} pods", style="dim")
         family = await _fill(one, pods)
         await _look(one)
-        await _rest(one)
-        one.note({"memory a pod, quiet for 40 s": _memory(family()) / pods})
+        await _rest(one, lambda: _memory(family()) / pods)
         await _probe(one)
         await restart(one, _RESTARTS)
         await _empty(one)
@@ -142,11 +142,13 @@ async def _look(one: Contender) -> None:
         one.note(await one.client.stats())
 
 
-async def _rest(one: Contender) -> None:
-    """By the processes of this box alone, so that it stands on a busy machine."""
+async def _rest(one: Contender, memory: Callable[[], float]) -> None:
+    """By the processes of this box alone, so that it stands on a busy machine. `memory` is that of a pod."""
     worked = worked_seconds()
     await asyncio.sleep(_IDLE_SECONDS)
     one.note({"CPU, nothing asked": 100 * (worked_seconds() - worked) / _IDLE_SECONDS})
+    await asyncio.sleep(_QUIET_SECONDS - _IDLE_SECONDS)
+    one.note({"memory a pod, quiet for 40 s": memory()})
     worked, began = worked_seconds(), time.monotonic()
     for second in range(_POLLING_SECONDS):
         await one.client.lists()
