@@ -59,7 +59,7 @@ async def run(contenders: Sequence[Contender], pods: int, versions: Mapping[str,
         console.print(f"{one.peer.name}: {pods} pods", style="dim")
         family = await _fill(one, pods)
         await _look(one)
-        await _rest(one, lambda: _memory(family()) / pods)
+        await _rest(one, family, pods)
         await _probe(one)
         await restart(one, _RESTARTS)
         await _empty(one)
@@ -142,13 +142,13 @@ async def _look(one: Contender) -> None:
         one.note(await one.client.stats())
 
 
-async def _rest(one: Contender, memory: Callable[[], float]) -> None:
-    """By the processes of this box alone, so that it stands on a busy machine. `memory` is that of a pod."""
+async def _rest(one: Contender, family: Callable[[], set[int]], pods: int) -> None:
+    """By the processes of this box alone, so that it stands on a busy machine."""
     worked = worked_seconds()
     await asyncio.sleep(_IDLE_SECONDS)
     one.note({"CPU, nothing asked": 100 * (worked_seconds() - worked) / _IDLE_SECONDS})
     await asyncio.sleep(_QUIET_SECONDS - _IDLE_SECONDS)
-    one.note({"memory a pod, quiet for 40 s": memory()})
+    one.note({"memory a pod, quiet for 40 s": _memory(family()) / pods})
     worked, began = worked_seconds(), time.monotonic()
     for second in range(_POLLING_SECONDS):
         await one.client.lists()
