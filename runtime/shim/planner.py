@@ -3,9 +3,9 @@
 A shim that made one would write to 1.6 MiB of the memory that it shares with the zygote, and keep the copies for as
 long as its pod lives; and it would run that code for the first time. The planner runs it again and again.
 
-The zygote forks it, and it dies with the zygote. A request is a datagram with two descriptors: where the answer goes,
-and the rootfs. The answer is two datagrams: the list's births and names, and the list. If there is none, the shim makes
-the list itself.
+The zygote forks it, and it dies with the zygote. One that is asked nothing for long leaves, and the next request brings
+another one. A request is a datagram with two descriptors: where the answer goes, and the rootfs. The answer is two
+datagrams: the list's births and names, and the list. If there is none, the shim makes the list itself.
 """
 
 from __future__ import annotations
@@ -91,16 +91,21 @@ class Planner:
         return Asked(self, start, null_streams, ours)
 
 
-def planner_main(requests: socket.socket, hierarchies: Hierarchies, empty_mount_namespace: int) -> NoReturn:
-    """Answer requests as long as there is a zygote or a shim."""
+def planner_main(
+    requests: socket.socket, hierarchies: Hierarchies, empty_mount_namespace: int, idle_seconds: float
+) -> NoReturn:
+    """Answer requests as long as there is a zygote or a shim, until none comes for `idle_seconds`; 0 for ever."""
     try:
         syscalls.set_name(NAME)
         syscalls.set_process_title(NAME)
+        requests.settimeout(idle_seconds or None)
         while True:
             data, fds, _flags, _address = socket.recv_fds(requests, _MOST, 2, socket.MSG_CMSG_CLOEXEC)
             if not data:
                 break
             _serve(data, fds, hierarchies, empty_mount_namespace)
+    except TimeoutError:
+        pass
     finally:
         os._exit(0)
 

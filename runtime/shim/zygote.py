@@ -54,6 +54,7 @@ _CONTROL: Final = 3
 _PRELOADED: Final = (devices_bpf, json, netdevices, v1, v2)  # others import them lazily, after the fork
 _LEAVING_SECONDS: Final = 2.0  # a shim without a keeper, whose pod goes on, is not waited for any longer
 _SECOND_SECONDS: Final = 0.5  # somebody has stopped a second keeper that takes nothing for longer
+_PLANNER_PAUSE: Final = 0.1  # seconds
 _NO_WAIT: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _JOINS: Final = 64  # attempts: each fails only if another crispd stops at that moment
 _USUAL_DESCRIPTORS: Final = 1024
@@ -114,6 +115,7 @@ class _Zygote:
         self._control = control
         self._plans = plans
         self._planner = 0  # its pid, if it lives
+        self._may_plan = not inheritance.by_second  # as long as the first keeper lives, it has the planner
         self._second: socket.socket | None = None  # where the second keeper serves us, if it lives
         self._inheritance = inheritance
         self._loop = EventLoop(lambda pid, status: self._keeper.reaped(pid, status))
@@ -123,6 +125,7 @@ class _Zygote:
                            inheritance.script_runner.program, inheritance.planner.fileno())  # fmt: skip
         self._served = True
         self._loop.watch(control.fileno(), READ, self._serve)
+        self._watch_questions()
         _raise_descriptor_limit()
 
     def run(self) -> None:
@@ -163,6 +166,8 @@ class _Zygote:
             with contextlib.suppress(OSError):  # it is dead
                 self._second.send(b"alone", _NO_WAIT)
         self._served = False
+        self._may_plan = True
+        self._watch_questions()
         self._leave_if_done()
 
     def _leave_if_done(self) -> None:
@@ -179,18 +184,28 @@ class _Zygote:
         finally:
             os.close(birth)  # crispd notices that, if there is no shim
 
+    def _watch_questions(self) -> None:
+        """Fork the planner when it is asked something, if there is none."""
+        if self._may_plan and not self._planner:
+            self._loop.watch(self._plans.fileno(), READ, lambda _events: self._fork_planner())
+
     def _fork_planner(self) -> None:
         """Fork the planner, unless there is one. Shims do without."""
         if self._planner:
             return
-        with contextlib.suppress(OSError), own_pidfd() as zygote:
-            self._planner = os.fork()
-            if self._planner == 0:
-                self._become_planner(zygote)
-            self._loop.on_exit(self._planner, self._planner_ended)
+        self._loop.unwatch(self._plans.fileno())
+        try:
+            with own_pidfd() as zygote:
+                self._planner = os.fork()
+                if self._planner == 0:
+                    self._become_planner(zygote)
+                self._loop.on_exit(self._planner, self._planner_ended)
+        except OSError:
+            self._loop.later(_PLANNER_PAUSE, self._watch_questions)
 
     def _planner_ended(self, _status: int) -> None:
         self._planner = 0
+        self._loop.later(_PLANNER_PAUSE, self._watch_questions)  # one that dies at once must not keep us busy
 
     def _become_planner(self, zygote: int) -> NoReturn:
         try:
@@ -202,7 +217,7 @@ class _Zygote:
         except BaseException as error:
             print(f"zygote: fork planner: {error}", file=sys.stderr, flush=True)
             os._exit(1)
-        planner_main(self._plans, self._inheritance.hierarchies, template)
+        planner_main(self._plans, self._inheritance.hierarchies, template, self._inheritance.sleep_seconds)
 
     def _deposit_twice(self, entries: Mapping[str, Entry]) -> socket.socket:
         """Give a copy to the second keeper; return the socket at whose end that is the deposit. Raises OSError."""
