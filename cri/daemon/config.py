@@ -234,9 +234,10 @@ class Configuration:
     )  # fmt: skip
 
     shim_sleep: int = setting(
-        _LIMITS, kinds.whole(0, 86_400), 30,
+        _LIMITS, kinds.whole(0, 86_400), 0,
         "After how long without anything to do a pod's shim gives its memory back, until a call, a line of a log or "
-        "the end of a process needs it; 0 for never. Needs Linux 6.15.",
+        "the end of a process needs it; 0 for never, 30 is a good value. New, so it is not the default yet. It holds "
+        "for pods made after the next start. Needs Linux 6.15.",
         unit="seconds", to=Component.NODE,
     )  # fmt: skip
     container_disk_limit: int = setting(

@@ -94,11 +94,11 @@ class Planner:
 def planner_main(
     requests: socket.socket, hierarchies: Hierarchies, empty_mount_namespace: int, idle_seconds: float
 ) -> NoReturn:
-    """Answer requests as long as there is a zygote or a shim, until none comes for `idle_seconds`; 0 for ever."""
+    """Answer requests as long as there is a zygote or a shim, until none comes for `idle_seconds`."""
     try:
         syscalls.set_name(NAME)
         syscalls.set_process_title(NAME)
-        requests.settimeout(idle_seconds or None)
+        requests.settimeout(idle_seconds)
         while True:
             data, fds, _flags, _address = socket.recv_fds(requests, _MOST, 2, socket.MSG_CMSG_CLOEXEC)
             if not data:

@@ -54,6 +54,7 @@ _CONTROL: Final = 3
 _PRELOADED: Final = (devices_bpf, json, netdevices, v1, v2)  # others import them lazily, after the fork
 _LEAVING_SECONDS: Final = 2.0  # a shim without a keeper, whose pod goes on, is not waited for any longer
 _SECOND_SECONDS: Final = 0.5  # somebody has stopped a second keeper that takes nothing for longer
+_PLANNER_SECONDS: Final = 30.0  # without a question, after which it leaves
 _PLANNER_PAUSE: Final = 0.1  # seconds
 _NO_WAIT: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _JOINS: Final = 64  # attempts: each fails only if another crispd stops at that moment
@@ -217,7 +218,7 @@ class _Zygote:
         except BaseException as error:
             print(f"zygote: fork planner: {error}", file=sys.stderr, flush=True)
             os._exit(1)
-        planner_main(self._plans, self._inheritance.hierarchies, template, self._inheritance.sleep_seconds)
+        planner_main(self._plans, self._inheritance.hierarchies, template, _PLANNER_SECONDS)
 
     def _deposit_twice(self, entries: Mapping[str, Entry]) -> socket.socket:
         """Give a copy to the second keeper; return the socket at whose end that is the deposit. Raises OSError."""

@@ -157,7 +157,7 @@ class Crisp(Peer):
         return crisp_version() + (f" ({revision})" if revision else "")
 
     def command(self) -> list[str]:
-        (self.directory / "crisp.toml").touch()
+        (self.directory / "crisp.toml").write_text("shim_sleep = 30\n")
         flags = {
             "config": self.directory / "crisp.toml",
             "listen": self.address,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -49,11 +48,8 @@ def test_containers_start_without_the_planner(daemon: Daemon, harm: Callable[[in
         until(lambda: _planner(daemon) not in (0, planner))
 
 
-def test_a_planner_that_is_asked_nothing_leaves(tmp_path: Path) -> None:
-    (tmp_path / "crisp.toml").write_text("shim_sleep = 1\n")
-    with Daemon.running(f"--config={tmp_path}/crisp.toml") as daemon:
-        daemon.import_busybox()
-        with daemon.pod("planned") as pod:
-            until(lambda: not _planner(daemon))
-            pod.run("sleep", "1000")
-            assert _planner(daemon)
+def test_a_planner_that_is_asked_nothing_leaves(daemon: Daemon) -> None:
+    with daemon.pod("planned") as pod:
+        until(lambda: not _planner(daemon))
+        pod.run("sleep", "1000")
+        assert _planner(daemon)
