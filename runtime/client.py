@@ -235,7 +235,7 @@ class Zygote:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours, theirs, contextlib.suppress(OSError):
             self._send(ours, b"keep")
-            shim.tell(Keep(), (theirs.fileno(),))
+            shim.tell(Keep(sleeps=True), (theirs.fileno(),))
 
     async def renew(self, shim: ShimClient) -> None:
         """Replace a shim of another version by one of this zygote's. Raises RuntimeCoreError if it has to stay.

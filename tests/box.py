@@ -58,7 +58,7 @@ def run_pytest(arguments: Sequence[str]) -> int:
 def run(command: Sequence[str], environment: Mapping[str, str] = {}, init: str = INIT) -> int:
     """Run a command in a new box, on this terminal; its exit status. `environment` is added to ours."""
     cgroups.sweep(_TREE)
-    with cgroups.tree(f"{_TREE}{os.getpid()}") as tree:
+    with cgroups.tree(f"{_TREE}{os.getpid()}-{os.stat('/proc/self/ns/pid').st_ino}") as tree:
         script = "set -e\n" + "\n".join(_cgroup_mounts()) + init
         into = ["unshare", *NAMESPACES, "sh", "-c", script, "box", *command]
         with subprocess.Popen(

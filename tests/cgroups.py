@@ -42,11 +42,12 @@ def frozen(pid: int) -> Iterator[None]:
 @contextmanager
 def tree(name: str) -> Iterator[list[Path]]:
     """An empty cgroup below the root of every hierarchy, which can hold processes; removed with all below it."""
-    made = [directory / name for directory in hierarchies()]
+    made: list[Path] = []
     with ExitStack() as locks:
         try:
-            for path in made:
+            for path in (directory / name for directory in hierarchies()):
                 path.mkdir()
+                made.append(path)
                 locks.enter_context(_locked(path))
                 _hand_down(path)
             yield made
@@ -69,14 +70,14 @@ def remove(top: Path) -> None:
 
 
 def sweep(prefix: str) -> None:
-    """Remove empty trees named `prefix` and the number of a process, where that process is no more.
+    """Remove empty trees named `prefix`, the number of a process and that of its PID namespace, where it is no more.
 
     It may also be one of another PID namespace, which holds a lock.
     """
     for directory in hierarchies():
         for path in directory.glob(f"{prefix}*"):
-            number = re.fullmatch(r"[0-9]+", path.name.removeprefix(prefix))
-            if number and not Path("/proc", number[0]).exists():
+            number = re.fullmatch(r"([0-9]+)(?:-[0-9]+)?", path.name.removeprefix(prefix))
+            if number and not Path("/proc", number[1]).exists():
                 with suppress(OSError), _locked(path):
                     for below, _, _ in os.walk(path, topdown=False):
                         with suppress(OSError):

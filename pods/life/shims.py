@@ -78,6 +78,7 @@ class Shims:
         self._on_loss = on_loss
         self._on_return = on_return
         self._roll_call: asyncio.TimerHandle | None = None
+        self._roll_calls = 0
         self._replacing: asyncio.Task[None] | None = None  # of the zygote
 
     def __len__(self) -> int:
@@ -92,9 +93,16 @@ class Shims:
         self._call_the_roll()
 
     def _call_the_roll(self) -> None:
-        """Ask every shim now and then: one that nobody needs right now may have stopped, and its logs with it."""
-        for client in self._clients.values():
-            if client.alive and not client.silent_since and client.resting is None:
+        """Ask every shim now and then: one that nobody needs right now may have stopped, and its logs with it.
+
+        Of those that sleep one at a time, in turn: it is their keeper that may have stopped.
+        """
+        clients = [client for client in self._clients.values() if client.alive and not client.silent_since]
+        resting = [client for client in clients if client.resting is not None]
+        self._roll_calls += 1
+        called = resting[self._roll_calls % len(resting)] if resting else None
+        for client in clients:
+            if client.resting is None or client is called:
                 client.tell(Sync())
         self._roll_call = asyncio.get_running_loop().call_later(_ROLL_CALL_SECONDS, self._call_the_roll)
 

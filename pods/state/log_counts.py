@@ -19,8 +19,13 @@ class LogCounts:
         self._last[container_id] = Logged()
 
     def heard(self, container_id: str, logged: Logged) -> None:
-        """Add what is new. Of a container that an earlier crispd started, the first counts are where it begins."""
+        """Add what is new. Of a container that an earlier crispd started, the first counts are where it begins.
+
+        A shim's successor counts from 0.
+        """
         before = self._last.get(container_id, logged)
+        if any(getattr(logged, name) < getattr(before, name) for name in Logged.__slots__):
+            before = Logged()
         self.total = Logged(
             *(getattr(self.total, name) + getattr(logged, name) - getattr(before, name) for name in Logged.__slots__)
         )

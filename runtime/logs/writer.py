@@ -131,6 +131,11 @@ class Rate:
         self._bytes += len(records)
         return False
 
+    @property
+    def owes(self) -> bool:
+        """Whether it is to be told that something was dropped."""
+        return self._lines > 0
+
     def told(self, timestamp: bytes) -> bytes:
         """Return the record that tells what was dropped since the last one; b"" if nothing was."""
         if not self._lines:
@@ -177,6 +182,11 @@ class LogFile:
             self.reopen()
         elif limit:
             self._size = os.fstat(fd).st_size
+
+    @property
+    def owes(self) -> bool:
+        """Whether the next record depends on what only this object knows: lines were dropped, or a record is torn."""
+        return self._torn or (self._rate is not None and self._rate.owes)
 
     @property
     def fd(self) -> int:

@@ -441,6 +441,11 @@ class Container:
         return {name: fd for name, fd in fds.items() if fd >= 0}
 
     @property
+    def log_owes(self) -> bool:
+        """Whether the log's next record depends on what a successor would not know."""
+        return self._log is not None and self._log.owes
+
+    @property
     def work(self) -> str:
         """What ends with this shim, if it is left to another process now, or ""."""
         if self.state.is_starting or self._start_waiters or self._exit_waiters:

@@ -10,9 +10,12 @@ was killed. It is answered by nothing. The keeper does not look into records.
     <- readable REASON                 the answer: why it cannot read the deposit, or nothing
     whole                              from now on the shim has a successor there
     only-tell                          another keeper has all that; this one still is the parent of processes
-    sleep <descriptors>                asks the keeper to start a successor when one of them is ready
-    <- asleep PID                      the answer, with the keeper's pid: it watches as soon as the shim is gone
+    sleep NUMBER <descriptors>         asks the keeper to start a successor when one of them is ready. The first two
+                                       are a pair of sockets, for this keeper and a second one, which has a successor
+                                       at its end
+    <- asleep NUMBER PID               the answer, with the keeper's pid: it watches as soon as the shim has left
     awake                              the shim stays after all
+    gone                               the shim has left: the last that it says
     <- ended PID STATUS                a process of a record, that the keeper has reaped
 """
 
@@ -32,10 +35,10 @@ MOST_BYTES: Final = 192 << 10  # of a message: less than net.core.wmem_default
 MOST_FDS: Final = 253  # SCM_MAX_FD of unix(7)
 _MOST_WAITING: Final = 64  # messages for a keeper that does not take them, with some descriptors each
 PUT, DROP, OVER, CHECK, WHOLE, ONLY_TELL = b"put", b"drop", b"over", b"check", b"whole", b"only-tell"
-SLEEP, AWAKE = b"sleep", b"awake"
+SLEEP, AWAKE, GONE = b"sleep", b"awake", b"gone"
 _ENDED, _READABLE, _ASLEEP = b"ended", b"readable", b"asleep"
 _SEPARATOR: Final = b"\0"
-_KEYLESS: Final = frozenset((OVER, CHECK, WHOLE, ONLY_TELL, AWAKE))
+_KEYLESS: Final = frozenset((OVER, CHECK, WHOLE, ONLY_TELL, AWAKE, GONE))
 _RENEWAL_SECONDS: Final = 5.0  # for a keeper to answer
 
 
@@ -76,7 +79,7 @@ class Deposit:
 
 
 class Message:
-    """A message that the keeper has received. `entry` is what PUT keeps under the key, or has what SLEEP watches."""
+    """A message that the keeper has received. `entry` is what PUT keeps under the key, or has SLEEP's descriptors."""
 
     __slots__ = ("entry", "key", "word")
 
@@ -90,7 +93,7 @@ class Message:
         elif self.word == DROP:
             self.key = rest.decode()
         elif self.word == SLEEP:
-            self.entry = Entry(0, b"", tuple(fds))
+            self.key, self.entry = rest.decode(), Entry(0, b"", tuple(fds))  # the key is the question's number
         elif self.word not in _KEYLESS:
             raise ValueError(f"not a deposit: {data[:80]!r}")
 
@@ -119,9 +122,9 @@ def tell_readable(keeping: socket.socket, refusal: str) -> None:
         keeping.send(_SEPARATOR.join((_READABLE, refusal.encode())), socket.MSG_DONTWAIT)
 
 
-def agree_to_sleep(keeping: socket.socket) -> None:
-    """Answer SLEEP. Raises OSError."""
-    keeping.send(_SEPARATOR.join((_ASLEEP, b"%d" % os.getpid())), socket.MSG_DONTWAIT)
+def agree_to_sleep(keeping: socket.socket, number: str) -> None:
+    """Answer the SLEEP with this number. Raises OSError."""
+    keeping.send(_SEPARATOR.join((_ASLEEP, number.encode(), b"%d" % os.getpid())), socket.MSG_DONTWAIT)
 
 
 class NewKeeper:
@@ -167,6 +170,8 @@ class Deposits:
         self._begun = False
         self._aside: Callable[[bytes, Sequence[int]], None] | None = None
         self._agreed: Callable[[int], None] = lambda _keeper: None
+        self._questions = 0
+        self._tie: socket.socket | None = None  # what the keeper has to the second one: without an end while we live
         self._meet(keeper)
 
     def _meet(self, keeper: socket.socket) -> None:
@@ -234,14 +239,35 @@ class Deposits:
 
     def sleep(self, watched: Sequence[int], agreed: Callable[[int], None]) -> None:
         """Ask the keeper to start a successor when one of these is ready. `agreed` gets its pid if it will."""
+        self._untie()  # the last question was not answered
         if self.kept:
+            self._questions += 1
             self._agreed = agreed
-            self._send(SLEEP, watched)
+            self._tie, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with theirs:
+                ends = (self._tie.fileno(), theirs.fileno())
+                self._send(_SEPARATOR.join((SLEEP, b"%d" % self._questions)), (*ends, *watched))
 
     def awake(self) -> None:
         """Stay, although the keeper has agreed."""
+        self._untie()
         if self.kept:
             self._send(AWAKE)
+
+    def gone(self) -> bool:
+        """Say that the shim has left. Return False if that cannot be said."""
+        try:
+            return self._keeper.send(GONE, socket.MSG_DONTWAIT) > 0
+        except OSError:
+            return False
+
+    def _untie(self) -> None:
+        """Tell a second keeper that has a copy of the deposit that the shim is there."""
+        if self._tie is not None:
+            with contextlib.suppress(OSError):  # it is dead
+                self._tie.send(OVER, socket.MSG_DONTWAIT)
+            self._tie.close()
+            self._tie = None
 
     def over(self) -> None:
         """Say that no successor is needed, and close the socket."""
@@ -305,7 +331,9 @@ class Deposits:
         if not data:
             self._close()
         elif data.startswith(_ASLEEP):
-            self._agreed(int(data.partition(_SEPARATOR)[2]))
+            _word, number, pid = data.split(_SEPARATOR)
+            if int(number) == self._questions:
+                self._agreed(int(pid))
         elif (end := read_end(data)) is not None:
             self._ended(*end)
 
@@ -316,6 +344,7 @@ class Deposits:
         for _data, fds in self._waiting:
             _close_all(fds)
         self._waiting.clear()
+        self._untie()
 
 
 def _put(key: str, pid: int, record: bytes) -> bytes:

@@ -21,6 +21,7 @@ from runtime.light import contextlib, socket
 from runtime.logs.writer import complain
 from runtime.shim.deposits import (
     CHECK,
+    GONE,
     MOST_BYTES,
     MOST_FDS,
     ONLY_TELL,
@@ -52,13 +53,13 @@ class Keeper:
         loop: EventLoop,
         succeed: Callable[[Deposit], socket.socket],
         left: Callable[[], None],
-        second: Callable[[Mapping[str, Entry]], socket.socket],
+        second: Callable[[Mapping[str, Entry], socket.socket, int], None],
         refusal: Callable[[Mapping[str, Entry]], str] = lambda _entries: "",
     ) -> None:
         """`left` is called whenever a shim has left for good.
 
-        `second` gives a copy of a deposit to the second keeper, and returns the socket at whose end that one starts a
-        successor. It raises OSError.
+        `second` gives a copy of a deposit to the second keeper, over one of two sockets: it hands the other one on, at
+        whose end that keeper starts a successor. It raises OSError.
 
         `refusal` says why a successor could not read a deposit, or "".
         """
@@ -126,6 +127,9 @@ class Keeper:
         if shim.phase == _Phase.TRIED:
             shim.phase = _Phase.KEPT
         elif shim.phase == _Phase.ASLEEP:
+            if message is not None and message.word == GONE:
+                shim.gone = True
+                return
             self._stay(shim)
         if not whole or message is None:
             for fd in fds:
@@ -139,7 +143,7 @@ class Keeper:
         elif message.word == ONLY_TELL:
             self._only_tell(shim)
         elif message.word == SLEEP and message.entry is not None:
-            self._agree(shim, message.entry.fds)
+            self._agree(shim, message.key, message.entry.fds)
         elif message.word == OVER:
             self._forget(shim, *shim.entries)
             shim.broken = False
@@ -155,17 +159,19 @@ class Keeper:
 
     # -- sleep --------------------------------------------------------------------------------------------------------
 
-    def _agree(self, shim: _Shim, watched: Sequence[int]) -> None:
+    def _agree(self, shim: _Shim, number: str, fds: Sequence[int]) -> None:
         """Let the shim sleep, if the second keeper takes its deposit."""
-        shim.watched = tuple(watched)
+        shim.second, seconds, shim.watched = socket.socket(fileno=fds[0]), fds[1], tuple(fds[2:])
         try:
             if shim.phase == _Phase.KEPT and shim.entries and not shim.broken:
-                shim.second = self._second(shim.entries)
+                self._second(shim.entries, shim.second, seconds)
                 shim.phase = _Phase.ASLEEP
-                agree_to_sleep(shim.keeping)
+                agree_to_sleep(shim.keeping, number)
                 return
         except OSError as error:
             complain(f"a shim cannot sleep: {error}")
+        finally:
+            os.close(seconds)
         self._stay(shim)
 
     def _stay(self, shim: _Shim) -> None:
@@ -179,10 +185,10 @@ class Keeper:
             shim.phase = _Phase.KEPT
 
     def _fall_asleep(self, shim: _Shim) -> None:
-        """Watch what the shim has watched, and the processes that were its children."""
+        """Watch what the shim has watched, and the processes that were its children: they may be another's now."""
         if shim.statuses:
             self._wake_later(shim, 0)
-        for fd in shim.watched:
+        for fd in shim.all_watched():
             try:
                 self._loop.watch(fd, READ, lambda _events: self._wake(shim))
             except OSError as error:
@@ -191,9 +197,9 @@ class Keeper:
 
     def _wake(self, shim: _Shim) -> None:
         """Start a successor, who tells the second keeper when it has taken over."""
-        if shim.phase != _Phase.ASLEEP:
+        if shim.phase != _Phase.ASLEEP or shim.keeping.fileno() >= 0:
             return
-        for fd in shim.watched:
+        for fd in shim.all_watched():
             self._loop.unwatch(fd)
         parents = shim.entries.get(PARENTS_KEY, Entry(0, b"", ()))
         second = (shim.second.fileno(),) if shim.second is not None else ()
@@ -213,15 +219,19 @@ class Keeper:
 
     def deposit_again(self) -> None:
         """Give the deposits of shims that sleep to a new second keeper. The last one is dead."""
-        for shim in self._shims:
-            if shim.phase == _Phase.ASLEEP and shim.second is not None:
+        for shim in [one for one in self._shims if one.phase == _Phase.ASLEEP]:
+            if shim.keeping.fileno() >= 0:
+                self._stay(shim)
+                continue
+            if shim.second is not None:
                 shim.second.close()
-                shim.second = None
-                try:
-                    shim.second = self._second(shim.entries)
-                except OSError as error:
-                    complain(f"a shim that sleeps is woken: {error}")
-                    self._wake_later(shim, 0)
+            shim.second, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            try:
+                with theirs:
+                    self._second(shim.entries, shim.second, theirs.fileno())
+            except OSError as error:
+                complain(f"a shim that sleeps is woken: {error}")
+                self._wake_later(shim, 0)
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
@@ -250,8 +260,10 @@ class Keeper:
         self._loop.unwatch(shim.keeping.fileno())
         shim.keeping.close()
         if shim.phase == _Phase.ASLEEP:
-            self._fall_asleep(shim)
-            return
+            if shim.gone:
+                self._fall_asleep(shim)
+                return
+            self._stay(shim)  # it has not left, but died
         deposit = Deposit(shim.entries, shim.statuses, orderly=shim.phase == _Phase.WHOLE)
         if shim.entries and not shim.broken and shim.may_have_successor():
             if shim.phase == _Phase.WHOLE:
@@ -298,9 +310,15 @@ class _Shim:
         self.broken = False  # something of the deposit was lost
         self.watched: tuple[int, ...] = ()  # while it sleeps
         self.second: socket.socket | None = None  # the second keeper starts a successor at its end
+        self.gone = False  # it has said that it leaves
         self._successors: list[float] = []
 
+    def all_watched(self) -> tuple[int, ...]:
+        """What a successor is started for: what the shim watched, and the ends of its processes."""
+        return (*self.watched, *(one.fds[0] for one in self.entries.values() if one.pid and one.fds))
+
     def forget_sleep(self) -> None:
+        self.gone = False
         for fd in self.watched:
             os.close(fd)
         self.watched = ()

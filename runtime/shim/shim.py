@@ -101,8 +101,9 @@ class Shim:
         self.deposits = Deposits(keeping, loop, loop.told)
         self._parents = Parents(loop, self.deposits, loop.told)
         self._needs_keeper = inheritance.by_second
+        self._keeper_knows_sleep = True
         self._sleep = Sleep(
-            loop, self.deposits, inheritance.sleep_seconds, lambda: not self._work(), self._deposit_for_sleep, self._go
+            loop, self.deposits, inheritance.sleep_seconds, self._may_sleep, self._deposit_for_sleep, self._go
         )
 
     def serve(self, birth: socket.socket) -> None:
@@ -316,13 +317,17 @@ class Shim:
         self._container(call.container).resize(call.width, call.height)
         return calls.Done()
 
-    def _keep(self, _call: calls.Keep, request: Request) -> calls.Done:
+    def _keep(self, call: calls.Keep, request: Request) -> calls.Done:
         if request.fds:
-            self._needs_keeper = False
+            self._needs_keeper, self._keeper_knows_sleep = False, call.sleeps
         self.deposits.begin(socket.socket(fileno=os.dup(request.fds[0])) if request.fds else None)
         self._deposit_all()
         self._sleep.begin()
         return calls.Done()
+
+    def _may_sleep(self) -> bool:
+        owing = any(container.log_owes for container in self._containers.values())
+        return self._keeper_knows_sleep and not owing and not self._work()
 
     def _deposit_for_sleep(self) -> None:
         self._deposit_all()
@@ -332,7 +337,7 @@ class Shim:
     def _go(self, keeper: int) -> bool:
         """Leave the pod to the keeper. Return False if a connection does not take that now."""
         self.emit(calls.Asleep(self._describe(), keeper))
-        if all(connection.at_rest for connection in self._connections):
+        if all(connection.at_rest for connection in self._connections) and self.deposits.gone():
             os._exit(0)
         self._tell_awake()
         return False
@@ -418,6 +423,7 @@ class Shim:
         if not deposit.orderly:  # who has frozen them is not connected any more
             Pause.of(list(self._containers.values()), self.idly).abandon()
         self.deposits.begin()
+        self._parents.deposit()  # first: if we died now, our keeper must know the others
         for key in filter(is_connection, deposit.entries):
             self.deposits.drop(key)
         self._deposit_all()

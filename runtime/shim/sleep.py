@@ -56,7 +56,7 @@ class Sleep:
 
     def _ask(self) -> None:
         watched = self._loop.watched(but=self._deposits.keeper.fileno())
-        able = self._deposits.up_to_date and len(watched) <= MOST_FDS
+        able = self._deposits.up_to_date and len(watched) + 2 <= MOST_FDS
         if able and not self._loop.has_timers and self._may():
             self._seen = self._loop.turns
             self._deposit()

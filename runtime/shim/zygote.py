@@ -118,6 +118,7 @@ class _Zygote:
         self._planner = 0  # its pid, if it lives
         self._may_plan = not inheritance.by_second  # as long as the first keeper lives, it has the planner
         self._second: socket.socket | None = None  # where the second keeper serves us, if it lives
+        self._second_pid = 0
         self._inheritance = inheritance
         self._loop = EventLoop(lambda pid, status: self._keeper.reaped(pid, status))
         self._keeper = Keeper(self._loop, self._fork_successor, self._leave_if_done, self._deposit_twice, unreadable)
@@ -220,23 +221,22 @@ class _Zygote:
             os._exit(1)
         planner_main(self._plans, self._inheritance.hierarchies, template, _PLANNER_SECONDS)
 
-    def _deposit_twice(self, entries: Mapping[str, Entry]) -> socket.socket:
-        """Give a copy to the second keeper; return the socket at whose end that is the deposit. Raises OSError."""
+    def _deposit_twice(self, entries: Mapping[str, Entry], ours: socket.socket, theirs: int) -> None:
+        """Give a copy to the second keeper, over one of two sockets that it gets the other one of. Raises OSError."""
         if self._second is None:
             self._fork_second()
         assert self._second is not None
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            with theirs:
-                socket.send_fds(self._second, [b"renew"], [theirs.fileno()], _NO_WAIT)
+            socket.send_fds(self._second, [b"renew"], [theirs], _NO_WAIT)
             keeper = NewKeeper(ours, _SECOND_SECONDS)
             for key, entry in entries.items():
                 keeper.put(key, entry.record, entry.fds, entry.pid)
-            keeper.whole()
-        except BaseException:
-            ours.close()
+            keeper.whole()  # now: it is what is there if we die
+            if reason := keeper.check():
+                raise OSError(reason)
+        except (TimeoutError, BlockingIOError):
+            os.kill(self._second_pid, signal.SIGKILL)  # somebody has stopped it
             raise
-        return ours
 
     def _fork_second(self) -> None:
         """Raises OSError."""
@@ -249,7 +249,7 @@ class _Zygote:
                 raise
             if pid == 0:
                 self._become_second(theirs)
-        self._second = ours
+        self._second, self._second_pid = ours, pid
         self._loop.on_exit(pid, self._second_ended)
 
     def _second_ended(self, _status: int) -> None:

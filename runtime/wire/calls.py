@@ -349,6 +349,8 @@ class Keep(Call):
     call: ClassVar[str] = "keep"
     answer: ClassVar[type[Done]] = Done
 
+    sleeps: bool = False  # that keeper knows of sleep
+
 
 @dataclass(frozen=True, slots=True)
 class Renew(Call):

@@ -92,9 +92,14 @@ def test_whatever_needs_the_shim_wakes_it(sleepy: Daemon) -> None:
         _asleep(pod)
 
 
-def test_the_end_of_the_pause_process_is_noticed(sleepy: Daemon) -> None:
+@pytest.mark.parametrize("keeper_died", [False, True])
+def test_the_end_of_the_pause_process_is_noticed(sleepy: Daemon, keeper_died: bool) -> None:
+    """Also when the keeper is not its parent."""
     with sleepy.pod("sleeper") as pod:
         pod.run("sleep", "98663")
+        if keeper_died:
+            _kill_zygote(sleepy, pod)
+            until(lambda: titled("crisp zygote"))
         _asleep(pod)
         _kill(_infra(sleepy, pod))
         until(lambda: pod.status().state == cri.SANDBOX_NOTREADY)
@@ -103,6 +108,24 @@ def test_the_end_of_the_pause_process_is_noticed(sleepy: Daemon) -> None:
 def _kill_zygote(_daemon: Daemon, _pod: Pod) -> None:
     (zygote,) = titled("crisp zygote")
     _kill(zygote)
+
+
+def _kill_zygote_before_it_sleeps(daemon: Daemon, pod: Pod) -> None:
+    """Its processes are the new zygote's no more: their ends are noticed all the same."""
+    _end("sleep 98666")
+    until(lambda: "a line" in pod.log("talks"))
+    _kill_zygote(daemon, pod)
+    _asleep(pod)
+
+
+def _stop_keeper(_daemon: Daemon, pod: Pod) -> None:
+    """Nothing sleeps with a second keeper that takes no deposit: it is killed."""
+    (keeper,) = titled(_KEEPER)
+    os.kill(keeper, signal.SIGSTOP)
+    _end("sleep 98666")
+    until(lambda: "a line" in pod.log("talks"))
+    until(lambda: keeper not in titled(_KEEPER))
+    _asleep(pod)
 
 
 def _kill_keeper(_daemon: Daemon, _pod: Pod) -> None:
@@ -114,6 +137,7 @@ def _kill_keeper(_daemon: Daemon, _pod: Pod) -> None:
 def _kill_keeper_then_zygote(daemon: Daemon, pod: Pod) -> None:
     _kill_keeper(daemon, pod)
     until(lambda: len(titled(_KEEPER)) == 1)
+    time.sleep(0.5)  # it has the deposit: two at once are too many
     assert not shims_of(pod.id)
     _kill_zygote(daemon, pod)
 
@@ -154,6 +178,8 @@ def _kill_crispd_and_wake(daemon: Daemon, pod: Pod) -> None:
     "kill",
     [
         _kill_zygote,
+        _kill_zygote_before_it_sleeps,
+        _stop_keeper,
         _kill_keeper,
         _kill_keeper_then_zygote,
         _kill_crispd,

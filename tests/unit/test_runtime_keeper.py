@@ -45,13 +45,12 @@ class _World:
         self.socket = theirs
         return ours
 
-    def _deposit_twice(self, entries: Mapping[str, Entry]) -> socket.socket:
+    def _deposit_twice(self, entries: Mapping[str, Entry], _ours: socket.socket, theirs: int) -> None:
         if self.refused:
             raise OSError("no more processes")
         self.copies.append({key: entry.record for key, entry in entries.items()})
-        ours, self.second = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.second = socket.socket(fileno=os.dup(theirs))
         self.second.settimeout(1)
-        return ours
 
     def _leave(self) -> None:
         self.left += 1
@@ -324,6 +323,9 @@ class _Sleeper:
         world.turn()
 
     def leave(self) -> None:
+        if self.agreed:
+            assert self.world.shim.gone()
+            self.world.shim._tie.close()  # as its exit does
         self.world.die()
         self.world.turn()
 
@@ -382,3 +384,17 @@ def test_a_second_keeper_that_dies_has_a_successor_or_shims_wake(world: _World, 
     world.keeper.deposit_again()
     world.turn()
     assert (len(world.copies), len(world.deposits)) == ((1, 1) if refused else (2, 0))
+
+
+def test_a_second_keeper_starts_nobody_while_the_shim_lives(world: _World) -> None:
+    """Though the first keeper dies after it has agreed: the shim has the other end of its socket too."""
+    _Sleeper(world)
+    (kept,) = world.keeper._shims
+    world.loop.unwatch(kept.keeping.fileno())
+    kept.keeping.close()
+    assert kept.second is not None
+    kept.second.close()
+    with pytest.raises(TimeoutError):
+        world.second.recv(100)
+    world.turn()
+    assert world.second.recv(100) == OVER
