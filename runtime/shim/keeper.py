@@ -221,6 +221,10 @@ class Keeper:
         """Give the deposits of shims that sleep to a new second keeper. The last one is dead."""
         for shim in [one for one in self._shims if one.phase == _Phase.ASLEEP]:
             if shim.keeping.fileno() >= 0:
+                self._readable(shim)  # it may have left by now
+            if shim.phase != _Phase.ASLEEP:
+                continue
+            if shim.keeping.fileno() >= 0:
                 self._stay(shim)
                 continue
             if shim.second is not None:

@@ -710,10 +710,11 @@ def shim_main(
             shim.succeed(deposit)
         shim.run()
         status = 0
-        if os.getppid() != zygote:  # who would wait for this process, and then leave the cgroup
-            Cgroup.at(inheritance.hierarchies, SHIM_CGROUP).leave_self()
     except BaseException as error:
         print(f"shim: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         raise
     finally:
+        if os.getppid() != zygote:  # who would wait for this process, and then leave the cgroup
+            with contextlib.suppress(Exception):
+                Cgroup.at(inheritance.hierarchies, SHIM_CGROUP).leave_self()
         os._exit(status)
