@@ -24,7 +24,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final, NoReturn
 
 from linux import syscalls
@@ -116,7 +116,6 @@ class _Zygote:
         self._control = control
         self._plans = plans
         self._planner = 0  # its pid, if it lives
-        self._may_plan = not inheritance.by_second  # as long as the first keeper lives, it has the planner
         self._second: socket.socket | None = None  # where the second keeper serves us, if it lives
         self._second_pid = 0
         self._inheritance = inheritance
@@ -168,7 +167,6 @@ class _Zygote:
             with contextlib.suppress(OSError):  # it is dead
                 self._second.send(b"alone", _NO_WAIT)
         self._served = False
-        self._may_plan = True
         self._watch_questions()
         self._leave_if_done()
 
@@ -188,7 +186,8 @@ class _Zygote:
 
     def _watch_questions(self) -> None:
         """Fork the planner when it is asked something, if there is none."""
-        if self._may_plan and not self._planner:
+        first_lives = self._inheritance.by_second and self._served  # then it has the planner
+        if not self._planner and not first_lives:
             self._loop.watch(self._plans.fileno(), READ, lambda _events: self._fork_planner())
 
     def _fork_planner(self) -> None:
@@ -240,17 +239,8 @@ class _Zygote:
 
     def _fork_second(self) -> None:
         """Raises OSError."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            try:
-                pid = os.fork()
-            except OSError:
-                ours.close()
-                raise
-            if pid == 0:
-                self._become_second(theirs)
-        self._second, self._second_pid = ours, pid
-        self._loop.on_exit(pid, self._second_ended)
+        self._second_pid, self._second = _fork_with_socket(self._become_second)
+        self._loop.on_exit(self._second_pid, self._second_ended)
 
     def _second_ended(self, _status: int) -> None:
         if self._second is not None:
@@ -278,16 +268,7 @@ class _Zygote:
 
     def _fork(self, birth: int, deposit: Deposit | None) -> socket.socket:
         """Fork a shim, and return the keeper's end of the socket between them. Raises OSError."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            try:
-                pid = os.fork()
-            except OSError:
-                ours.close()
-                raise
-            if pid == 0:
-                self._become_shim(birth, theirs, deposit)
-        return ours
+        return _fork_with_socket(lambda keeping: self._become_shim(birth, keeping, deposit))[1]
 
     def _become_shim(self, birth: int, keeping: socket.socket, deposit: Deposit | None) -> NoReturn:
         """Keep what is for this shim alone, and close everything else."""
@@ -303,6 +284,20 @@ class _Zygote:
             print(f"zygote: fork shim: {error}", file=sys.stderr, flush=True)
             os._exit(1)
         shim_main(socket.socket(fileno=birth) if birth >= 0 else None, keeping, self._inheritance, deposit)
+
+
+def _fork_with_socket(become: Callable[[socket.socket], NoReturn]) -> tuple[int, socket.socket]:
+    """Fork a process that has one end of a socket. Return its pid and the other end. Raises OSError."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        try:
+            pid = os.fork()
+        except OSError:
+            ours.close()
+            raise
+        if pid == 0:
+            become(theirs)
+    return pid, ours
 
 
 def _forget_stderr() -> None:

@@ -90,3 +90,11 @@ def test_what_containers_log_is_summed_once() -> None:
     counts.heard("new", Logged(bytes=30, lines=2, dropped_bytes=5, dropped_lines=1))
     counts.forget_but({"earlier"})
     assert counts.total == Logged(bytes=37, lines=3, dropped_bytes=5, dropped_lines=1)
+
+
+def test_a_successor_of_a_shim_counts_from_nothing() -> None:
+    counts = LogCounts()
+    counts.begun("c")
+    for logged in (Logged(bytes=100, lines=10), Logged(), Logged(bytes=5, lines=1), Logged(bytes=9, lines=2)):
+        counts.heard("c", logged)
+    assert counts.total == Logged(bytes=109, lines=12)
